@@ -1,0 +1,3 @@
+//! token-sidecar: a forward HTTP proxy that keeps an API token fresh for unchanged parsers.
+
+pub mod config;
