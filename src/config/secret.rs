@@ -1,4 +1,4 @@
-//! Settings: every variable once, with its name, default, unit and meaning.
+//! A text that must never be printed.
 
 use std::fmt;
 

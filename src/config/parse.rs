@@ -1,0 +1,172 @@
+//! Values with a small grammar of their own: destinations and networks.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::normalize_host;
+
+/// A destination that is dialled elsewhere: an entry of `CONNECT_TO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectTo {
+    /// Host as the request names it, normalized.
+    pub host: String,
+    /// Port as the request names it.
+    pub port: u16,
+    /// Name or address to dial instead.
+    pub to_host: String,
+    /// Port to dial instead.
+    pub to_port: u16,
+}
+
+impl ConnectTo {
+    /// Reads `host:port=addr:port`.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let problem = || format!("{text:?} is not usable, expected host:port=addr:port");
+        let (from, to) = text.split_once('=').ok_or_else(problem)?;
+        let (host, port) = host_port(from).ok_or_else(problem)?;
+        let (to_host, to_port) = host_port(to).ok_or_else(problem)?;
+        Ok(Self {
+            host,
+            port,
+            to_host,
+            to_port,
+        })
+    }
+}
+
+/// A destination that is allowed although it is not public.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowedHost {
+    /// Which names or addresses.
+    pub name: AllowedName,
+    /// Which port; `None`: any.
+    pub port: Option<u16>,
+}
+
+/// The name part of an entry of `ALLOW_HOSTS`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedName {
+    /// One name, or an address as the client writes it.
+    Exact(String),
+    /// Every name below this one: `*.suffix`.
+    Suffix(String),
+    /// Every address of a network.
+    Network(IpNet),
+}
+
+impl AllowedHost {
+    /// Reads a name, `*.suffix`, address or CIDR, with `:port` if wanted.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let (name, port) = match host_port(text) {
+            Some((name, port)) if !is_bare_ipv6(text) => (name, Some(port)),
+            _ => (normalize_host(text), None),
+        };
+        let name = if let Some(network) = network(&name) {
+            AllowedName::Network(network)
+        } else if let Some(suffix) = name.strip_prefix("*.") {
+            AllowedName::Suffix(format!(".{suffix}"))
+        } else if name.is_empty() || name.contains(['/', '*', ' ', '@']) {
+            return Err(format!(
+                "{text:?} is not usable, expected a name, *.suffix, address or CIDR"
+            ));
+        } else {
+            AllowedName::Exact(name)
+        };
+        Ok(Self { name, port })
+    }
+}
+
+/// Reads a CIDR or address, or `private`: loopback, RFC 1918, link-local and
+/// ULA.
+pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    const PRIVATE: [&str; 8] = [
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "::1/128",
+        "fe80::/10",
+        "fc00::/7",
+    ];
+    if text == "private" {
+        return Ok(PRIVATE.iter().filter_map(|net| net.parse().ok()).collect());
+    }
+    network(text).map(|net| vec![net]).ok_or_else(|| {
+        format!("{text:?} is no network, expected a CIDR such as 10.0.0.0/8, or private")
+    })
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
+    text.parse::<IpNet>().ok().or_else(address)
+}
+
+fn is_bare_ipv6(text: &str) -> bool {
+    network(text).is_some_and(|net| net.addr().is_ipv6())
+}
+
+fn host_port(text: &str) -> Option<(String, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = normalize_host(host);
+    (!host.is_empty()).then_some((host, port.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_allowed(text: &str, name: AllowedName, port: Option<u16>) {
+        assert_eq!(
+            AllowedHost::parse(text),
+            Ok(AllowedHost { name, port }),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn allowed_hosts_are_names_suffixes_and_networks_with_ports() {
+        check_allowed("Redis", AllowedName::Exact("redis".into()), None);
+        check_allowed(
+            "redis.:6379",
+            AllowedName::Exact("redis".into()),
+            Some(6379),
+        );
+        check_allowed("*.lan:80", AllowedName::Suffix(".lan".into()), Some(80));
+        check_allowed(
+            "10.0.0.0/8",
+            AllowedName::Network("10.0.0.0/8".parse().unwrap()),
+            None,
+        );
+        check_allowed(
+            "10.0.0.0/8:81",
+            AllowedName::Network("10.0.0.0/8".parse().unwrap()),
+            Some(81),
+        );
+        check_allowed(
+            "::1",
+            AllowedName::Network("::1/128".parse().unwrap()),
+            None,
+        );
+        check_allowed(
+            "[::1]:9",
+            AllowedName::Network("::1/128".parse().unwrap()),
+            Some(9),
+        );
+        check_allowed(
+            "127.0.0.1",
+            AllowedName::Network("127.0.0.1/32".parse().unwrap()),
+            None,
+        );
+        assert!(AllowedHost::parse("a/b").is_err());
+    }
+
+    #[test]
+    fn a_connect_to_entry_has_two_destinations() {
+        let entry = ConnectTo::parse("API.test.:443=[::1]:8443").unwrap();
+        assert_eq!((entry.host.as_str(), entry.port), ("api.test", 443));
+        assert_eq!((entry.to_host.as_str(), entry.to_port), ("::1", 8443));
+        assert!(ConnectTo::parse("api.test=127.0.0.1:1").is_err());
+    }
+}

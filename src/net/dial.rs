@@ -1,0 +1,340 @@
+//! Opening of connections to upstreams: where to, whether at all, and TLS.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::Egress;
+use crate::config::ConnectTo;
+
+/// Head start of one address before the next is tried beside it (RFC 8305 §5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Why no connection came about. All but the first are the upstream's fault.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// The egress policy forbids the destination.
+    #[error("{host}:{port} is not a public address")]
+    NotAllowed {
+        /// The destination as the client named it.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// The name does not resolve.
+    #[error("cannot resolve {host}: {error}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// The resolver's own words.
+        error: io::Error,
+    },
+    /// No address took the connection.
+    #[error("cannot connect to {host}:{port}: {error}")]
+    Connect {
+        /// The destination as it was dialled.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The last address's error.
+        error: io::Error,
+    },
+    /// `CONNECT_TIMEOUT` passed.
+    #[error("no connection to {host}:{port} within {}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// The destination.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// The time allowed.
+        limit: Duration,
+    },
+    /// The TLS handshake failed; the certificate, mostly.
+    #[error("TLS with {host} failed: {error}")]
+    Tls {
+        /// The name that was to be proved.
+        host: String,
+        /// What rustls says.
+        error: io::Error,
+    },
+}
+
+/// Whose word a destination is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// The operator's: named in the settings, not subject to the egress policy.
+    Operator,
+    /// A client's: checked.
+    Client,
+}
+
+/// A connection to an upstream, in the clear or not.
+#[derive(Debug)]
+pub enum UpstreamStream {
+    /// Plain TCP.
+    Plain(TcpStream),
+    /// TLS with a verified certificate.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Opens connections. Shared by all threads.
+pub struct Dialer {
+    egress: Egress,
+    connect_to: HashMap<(String, u16), (String, u16)>,
+    tls: TlsConnector,
+    limit: Duration,
+}
+
+impl Dialer {
+    /// A dialer that gives each connection `limit` in all, TLS included.
+    #[must_use]
+    pub fn new(
+        egress: Egress,
+        connect_to: &[ConnectTo],
+        tls: Arc<rustls::ClientConfig>,
+        limit: Duration,
+    ) -> Self {
+        let entry = |to: &ConnectTo| ((to.host.clone(), to.port), (to.to_host.clone(), to.to_port));
+        Self {
+            egress,
+            connect_to: connect_to.iter().map(entry).collect(),
+            tls: TlsConnector::from(tls),
+            limit,
+        }
+    }
+
+    /// Opens a TCP connection to `host` (normalized).
+    ///
+    /// # Errors
+    ///
+    /// [`DialError`]; never [`DialError::Tls`].
+    pub async fn tcp(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+        self.bounded(host, port, self.open(host, port, reach)).await
+    }
+
+    /// Opens a connection, with TLS proved for `host` where `tls` is set.
+    ///
+    /// # Errors
+    ///
+    /// [`DialError`].
+    pub async fn stream(
+        &self,
+        host: &str,
+        port: u16,
+        reach: Reach,
+        tls: bool,
+    ) -> Result<UpstreamStream, DialError> {
+        let open = async {
+            let tcp = self.open(host, port, reach).await?;
+            if !tls {
+                return Ok(UpstreamStream::Plain(tcp));
+            }
+            let failed = |error| DialError::Tls {
+                host: host.to_owned(),
+                error,
+            };
+            let name = ServerName::try_from(host.to_owned())
+                .map_err(|error| failed(io::Error::other(error)))?;
+            let stream = self.tls.connect(name, tcp).await.map_err(failed)?;
+            Ok(UpstreamStream::Tls(Box::new(stream)))
+        };
+        self.bounded(host, port, open).await
+    }
+
+    async fn bounded<T>(
+        &self,
+        host: &str,
+        port: u16,
+        open: impl Future<Output = Result<T, DialError>>,
+    ) -> Result<T, DialError> {
+        timeout(self.limit, open).await.unwrap_or_else(|_| {
+            Err(DialError::Timeout {
+                host: host.to_owned(),
+                port,
+                limit: self.limit,
+            })
+        })
+    }
+
+    async fn open(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+        // An entry of CONNECT_TO is the operator's word, whoever asks.
+        let elsewhere = self.connect_to.get(&(host.to_owned(), port));
+        let (to_host, to_port, reach) = match elsewhere {
+            Some((host, port)) => (host.as_str(), *port, Reach::Operator),
+            None => (host, port, reach),
+        };
+        let found = resolve(to_host, to_port).await;
+        let found = found.map_err(|error| DialError::Resolve {
+            host: to_host.to_owned(),
+            error,
+        })?;
+        let allowed: Vec<SocketAddr> = found
+            .into_iter()
+            .filter(|address| self.permits(host, *address, reach))
+            .collect();
+        if allowed.is_empty() {
+            return Err(DialError::NotAllowed {
+                host: host.to_owned(),
+                port,
+            });
+        }
+        let connected = connect_any(interleave(allowed)).await;
+        let stream = connected.map_err(|error| DialError::Connect {
+            host: to_host.to_owned(),
+            port: to_port,
+            error,
+        })?;
+        // Small writes must not wait for acknowledgements; failure costs only speed.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    fn permits(&self, host: &str, address: SocketAddr, reach: Reach) -> bool {
+        !self.egress.is_own(address)
+            && (reach == Reach::Operator || self.egress.permits(host, address))
+    }
+}
+
+/// All addresses of `host`, in the system's order; never empty.
+async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    if found.is_empty() {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        ));
+    }
+    Ok(found)
+}
+
+/// Families in turn, the first address's family first (RFC 8305 §4).
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == first_is_v6);
+    let mut second = second.into_iter();
+    let mut ordered = Vec::new();
+    for address in first {
+        ordered.push(address);
+        ordered.extend(second.next());
+    }
+    ordered.extend(second);
+    ordered
+}
+
+/// The first connection that stands; each address gets a head start.
+async fn connect_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = addresses.into_iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        attempts.extend(waiting.next().map(TcpStream::connect));
+        tokio::select! {
+            attempt = attempts.next() => match attempt {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => last = error,
+                None => return Err(last),
+            },
+            () = sleep(ATTEMPT_DELAY), if waiting.len() > 0 => {}
+        }
+    }
+}
+
+impl AsyncRead for UpstreamStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_refuses_makes_way_for_the_next() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let open = listener.local_addr().unwrap();
+        let stream = connect_any(vec![closed, open]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open);
+        assert!(connect_any(vec![closed]).await.is_err());
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (a, b, c) = (parse("[::1]:1"), parse("[::2]:1"), parse("1.1.1.1:1"));
+        assert_eq!(interleave(vec![a, b, c]), vec![a, c, b]);
+    }
+}

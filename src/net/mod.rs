@@ -1,0 +1,21 @@
+//! Sockets: worker threads, the accept loop, dialling, upstream connections.
+//!
+//! # Invariants
+//!
+//! - A client connection and the upstream connections that serve it live on
+//!   one worker thread; nothing is locked or handed over per request.
+//! - An address is checked against the egress policy after resolution, and the
+//!   checked address is the one dialled.
+//! - The process's own listeners are never dialled.
+
+mod dial;
+mod egress;
+mod fetch;
+mod upstream;
+mod workers;
+
+pub use dial::{DialError, Dialer, Reach, UpstreamStream};
+pub use egress::Egress;
+pub use fetch::FetchError;
+pub use upstream::{PooledBody, SendError, Upstream, UpstreamKey};
+pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};

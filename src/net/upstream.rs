@@ -1,0 +1,302 @@
+//! The connections of one worker to one origin.
+//!
+//! # Invariants
+//!
+//! - At most `capacity` connections are open; further requests wait in order.
+//! - A request is sent again only when a pooled connection never took it.
+//! - A connection goes back to the pool only after its answer was read whole.
+//!
+//! The most recently used connection serves first, so the rest fall idle and
+//! are closed before an upstream would close them.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+use tracing::debug;
+
+use super::{DialError, Dialer, Reach};
+use crate::metrics::Shard;
+
+/// Longest rest of a pooled connection, below the usual limits of servers.
+const IDLE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time for a connection that has just answered to become ready again.
+const READY_LIMIT: Duration = Duration::from_millis(100);
+
+/// Fields in the head of an answer.
+const MAX_FIELDS: usize = 256;
+
+/// Why a request got no answer from the upstream.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The connection broke before the answer's head, or that is no HTTP.
+    #[error("the upstream's connection failed: {0}")]
+    Http(#[from] hyper::Error),
+}
+
+/// An origin as a pool knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamKey {
+    /// Normalized host.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
+    /// Whose word the destination is.
+    pub reach: Reach,
+}
+
+/// One origin's connections on one worker; `B` is the request body's type.
+pub struct Upstream<B> {
+    key: UpstreamKey,
+    dialer: Arc<Dialer>,
+    permits: Arc<Semaphore>,
+    idle: RefCell<Vec<Idle<B>>>,
+    shard: Arc<Shard>,
+}
+
+struct Idle<B> {
+    sender: SendRequest<B>,
+    since: Instant,
+}
+
+impl<B> Upstream<B>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// An origin without connections yet, of which `capacity` may be opened.
+    #[must_use]
+    pub fn new(key: UpstreamKey, capacity: usize, dialer: Arc<Dialer>, shard: Arc<Shard>) -> Self {
+        Self {
+            key,
+            dialer,
+            permits: Arc::new(Semaphore::new(capacity)),
+            idle: RefCell::new(Vec::new()),
+            shard,
+        }
+    }
+
+    /// The origin's name.
+    #[must_use]
+    pub fn key(&self) -> &UpstreamKey {
+        &self.key
+    }
+
+    /// Sends `request` (origin-form, with its `Host`) and returns the answer,
+    /// whose body gives the connection back when it has ended. Waits for a
+    /// free connection as long as it takes; dropping the future closes the
+    /// connection that the request was on.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`].
+    pub async fn send(
+        self: &Rc<Self>,
+        mut request: Request<B>,
+    ) -> Result<Response<PooledBody<B>>, SendError> {
+        let mut lease = Lease::new(self).await;
+        loop {
+            let (mut sender, reused) = match self.take_idle().await {
+                Some(sender) => (sender, true),
+                None => (self.open().await?, false),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    lease.sender = Some(sender);
+                    return Ok(response.map(|body| PooledBody::new(body, lease)));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err(error.into_error().into()),
+                },
+            }
+        }
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn close_idle(&self) {
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        idle.retain(Idle::is_usable);
+        self.shard.upstream_idle(count(idle.len()) - count(before));
+    }
+
+    /// Whether nothing is open and nobody waits.
+    #[must_use]
+    pub fn is_unused(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 1 && self.idle.borrow().is_empty()
+    }
+
+    async fn take_idle(&self) -> Option<SendRequest<B>> {
+        loop {
+            let mut idle = self.idle.borrow_mut().pop()?;
+            self.shard.upstream_idle(-1);
+            if !idle.is_usable() {
+                continue;
+            }
+            // Just after an answer the connection's task may not have run yet.
+            let ready = idle.sender.is_ready()
+                || matches!(timeout(READY_LIMIT, idle.sender.ready()).await, Ok(Ok(())));
+            if ready {
+                return Some(idle.sender);
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<SendRequest<B>, SendError> {
+        let UpstreamKey {
+            host,
+            port,
+            tls,
+            reach,
+        } = &self.key;
+        let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
+        let (sender, connection) = http1::Builder::new()
+            .preserve_header_case(true)
+            .max_headers(MAX_FIELDS)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "upstream connection ended");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn put_back(&self, sender: SendRequest<B>) {
+        if !sender.is_closed() {
+            self.idle.borrow_mut().push(Idle {
+                sender,
+                since: Instant::now(),
+            });
+            self.shard.upstream_idle(1);
+        }
+    }
+}
+
+impl<B> Idle<B> {
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && self.since.elapsed() < IDLE_LIMIT
+    }
+}
+
+/// One of the origin's places, and the connection that fills it. Dropping it
+/// closes that connection.
+struct Lease<B> {
+    upstream: Rc<Upstream<B>>,
+    sender: Option<SendRequest<B>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl<B> Lease<B> {
+    async fn new(upstream: &Rc<Upstream<B>>) -> Self {
+        // The semaphore is never closed, so there always is a permit.
+        let permit = Arc::clone(&upstream.permits).acquire_owned().await.ok();
+        upstream.shard.upstream_active(1);
+        Self {
+            upstream: Rc::clone(upstream),
+            sender: None,
+            _permit: permit,
+        }
+    }
+}
+
+impl<B> Drop for Lease<B> {
+    fn drop(&mut self) {
+        self.upstream.shard.upstream_active(-1);
+    }
+}
+
+/// The body of an upstream's answer, streaming.
+pub struct PooledBody<B>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    body: Incoming,
+    lease: Option<Lease<B>>,
+}
+
+impl<B> PooledBody<B>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn new(body: Incoming, lease: Lease<B>) -> Self {
+        let mut pooled = Self {
+            body,
+            lease: Some(lease),
+        };
+        pooled.release_at_end();
+        pooled
+    }
+
+    fn release_at_end(&mut self) {
+        if self.body.is_end_stream() {
+            self.release();
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(mut lease) = self.lease.take()
+            && let Some(sender) = lease.sender.take()
+        {
+            lease.upstream.put_back(sender);
+        }
+    }
+}
+
+impl<B> Body for PooledBody<B>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) => this.release_at_end(),
+            Some(Err(_)) => this.lease = None,
+            None => this.release(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn count(connections: usize) -> isize {
+    isize::try_from(connections).unwrap_or(isize::MAX)
+}

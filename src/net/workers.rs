@@ -1,0 +1,386 @@
+//! Worker threads and their accept loops.
+//!
+//! Each worker is a current-thread runtime. All of them accept from the one
+//! listening socket, which is not shared by `SO_REUSEPORT`: a second process
+//! on the same port fails to start. A worker that is ahead of the others hands
+//! the new connection to the one with the fewest.
+//!
+//! # Invariants
+//!
+//! - A connection stays on the worker that serves it.
+//! - Errors of `accept` pause the loop; they never end it.
+//! - After the drain began nothing is accepted, and a worker ends when its
+//!   last connection has, or when its time is up.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use bytes::Bytes;
+use ipnet::IpNet;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::LocalSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use crate::metrics::{Limit, Metrics};
+
+/// Pause after a failed `accept`: out of descriptors, mostly; let some close.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Threads per worker for what blocks: name resolution and key making.
+const BLOCKING_THREADS: usize = 16;
+
+/// Rest of a blocking thread before it ends.
+const BLOCKING_IDLE: Duration = Duration::from_secs(10);
+
+/// Which clients are served, and how many.
+#[derive(Clone, Debug)]
+pub struct ClientLimits {
+    /// Open connections of the whole process.
+    pub connections: usize,
+    /// Open connections of one address.
+    pub client_connections: usize,
+    /// Networks that clients may come from.
+    pub networks: Vec<IpNet>,
+    /// What a connection over one of the limits is told before it is closed.
+    pub refusal: Bytes,
+}
+
+/// A worker as its handler sees it.
+#[derive(Clone)]
+pub struct Worker {
+    /// Its number, from 0.
+    pub index: usize,
+    /// Cancelled when the drain begins.
+    pub drain: CancellationToken,
+    /// The worker's tasks: it ends when they have.
+    pub tasks: TaskTracker,
+}
+
+/// An accepted connection.
+pub struct Client {
+    /// The socket.
+    pub stream: TcpStream,
+    /// The client's address.
+    pub address: SocketAddr,
+    /// Counts the connection for as long as it is kept.
+    pub admitted: Admitted,
+}
+
+/// The running workers.
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` threads that accept from `listener`. `make` runs on each
+    /// of them and returns what serves a connection to its end, as a local
+    /// task of that worker. When `drain` is cancelled each worker stops
+    /// accepting and gets `drain_timeout` to finish.
+    ///
+    /// # Errors
+    ///
+    /// The listener cannot be shared, or a thread cannot be started.
+    pub fn start<S, F>(
+        count: NonZeroUsize,
+        listener: &std::net::TcpListener,
+        limits: ClientLimits,
+        metrics: &Arc<Metrics>,
+        drain: &CancellationToken,
+        drain_timeout: Duration,
+        make: impl Fn(&Worker) -> S + Clone + Send + 'static,
+    ) -> io::Result<Self>
+    where
+        S: Fn(Client) -> F + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        let gate = Arc::new(Gate::new(limits, Arc::clone(metrics)));
+        let (peers, inboxes): (Vec<_>, Vec<_>) = (0..count.get()).map(|_| Peer::new()).unzip();
+        let peers: Arc<[Peer]> = peers.into();
+        let mut threads = Vec::new();
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let worker = Worker {
+                index,
+                drain: drain.clone(),
+                tasks: TaskTracker::new(),
+            };
+            let accept = Accept {
+                listener: listener.try_clone()?,
+                inbox,
+                gate: Arc::clone(&gate),
+                peers: Arc::clone(&peers),
+            };
+            let make = make.clone();
+            let run = move || run_worker(worker, accept, drain_timeout, make);
+            threads.push(
+                thread::Builder::new()
+                    .name(format!("worker-{index}"))
+                    .spawn(run)?,
+            );
+        }
+        Ok(Self { threads })
+    }
+
+    /// Waits until all workers have ended. Blocks.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic was logged by the hook; the others end all the same.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A worker as its neighbours see it.
+struct Peer {
+    connections: AtomicUsize,
+    inbox: UnboundedSender<Handover>,
+}
+
+struct Handover {
+    stream: std::net::TcpStream,
+    address: SocketAddr,
+    admitted: Admitted,
+}
+
+impl Peer {
+    fn new() -> (Self, UnboundedReceiver<Handover>) {
+        let (inbox, receiver) = unbounded_channel();
+        (
+            Self {
+                connections: AtomicUsize::new(0),
+                inbox,
+            },
+            receiver,
+        )
+    }
+}
+
+/// What one worker's accept loop needs.
+struct Accept {
+    listener: std::net::TcpListener,
+    inbox: UnboundedReceiver<Handover>,
+    gate: Arc<Gate>,
+    peers: Arc<[Peer]>,
+}
+
+fn run_worker<S, F>(
+    worker: Worker,
+    accept: Accept,
+    drain_timeout: Duration,
+    make: impl FnOnce(&Worker) -> S,
+) where
+    S: Fn(Client) -> F + 'static,
+    F: Future<Output = ()> + 'static,
+{
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(BLOCKING_IDLE)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "worker has no runtime");
+            return;
+        }
+    };
+    LocalSet::new().block_on(&runtime, async move {
+        let serve = make(&worker);
+        let serve = |client: Client| {
+            // Small writes must not wait for acknowledgements; failure costs only speed.
+            let _ = client.stream.set_nodelay(true);
+            tokio::task::spawn_local(worker.tasks.track_future(serve(client)));
+        };
+        if let Err(error) = accept.run(&worker, serve).await {
+            tracing::error!(%error, "worker cannot accept");
+        }
+        worker.tasks.close();
+        if timeout(drain_timeout, worker.tasks.wait()).await.is_err() {
+            warn!(
+                connections = worker.tasks.len(),
+                "drain timed out, closing what is left"
+            );
+        }
+    });
+    // A name still being resolved must not keep the process.
+    runtime.shutdown_background();
+}
+
+impl Accept {
+    /// Accepts until the drain begins.
+    async fn run(mut self, worker: &Worker, serve: impl Fn(Client)) -> io::Result<()> {
+        self.listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(self.listener.try_clone()?)?;
+        loop {
+            tokio::select! {
+                biased;
+                () = worker.drain.cancelled() => return Ok(()),
+                Some(handover) = self.inbox.recv() => take_over(handover, &serve),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, address)) => self.place(worker.index, stream, address, &serve),
+                    Err(error) => {
+                        warn!(%error, "accept failed, pausing");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Serves the connection here, or hands it to the worker with the fewest.
+    fn place(&self, own: usize, stream: TcpStream, address: SocketAddr, serve: &impl Fn(Client)) {
+        let Some(mut admitted) = self.gate.admit(&stream, address.ip()) else {
+            return;
+        };
+        let load = |index: usize| self.peers[index].connections.load(Ordering::Relaxed);
+        let least = (0..self.peers.len())
+            .min_by_key(|&index| load(index))
+            .unwrap_or(own);
+        let index = if load(own) > load(least) { least } else { own };
+        admitted.settle(Arc::clone(&self.peers), index);
+        if index == own {
+            serve(Client {
+                stream,
+                address,
+                admitted,
+            });
+            return;
+        }
+        match stream.into_std() {
+            // A closed inbox is a worker that drains: the connection is dropped.
+            Ok(stream) => drop(self.peers[index].inbox.send(Handover {
+                stream,
+                address,
+                admitted,
+            })),
+            Err(error) => debug!(%error, "connection lost in hand-over"),
+        }
+    }
+}
+
+fn take_over(handover: Handover, serve: &impl Fn(Client)) {
+    let Handover {
+        stream,
+        address,
+        admitted,
+    } = handover;
+    match TcpStream::from_std(stream) {
+        Ok(stream) => serve(Client {
+            stream,
+            address,
+            admitted,
+        }),
+        Err(error) => debug!(%error, "connection lost in hand-over"),
+    }
+}
+
+/// Who is let in, for the whole process.
+struct Gate {
+    limits: ClientLimits,
+    metrics: Arc<Metrics>,
+    open: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Gate {
+    fn new(limits: ClientLimits, metrics: Arc<Metrics>) -> Self {
+        Self {
+            limits,
+            metrics,
+            open: AtomicUsize::new(0),
+            by_address: Mutex::default(),
+        }
+    }
+
+    /// Counts the connection in, or refuses it.
+    fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr) -> Option<Admitted> {
+        let ip = ip.to_canonical();
+        if !self
+            .limits
+            .networks
+            .iter()
+            .any(|network| network.contains(&ip))
+        {
+            debug!(client.addr = %ip, "client is outside CLIENT_NETWORKS");
+            return None;
+        }
+        let admitted = Admitted::count(self, ip);
+        let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
+        let exceeded = if open > self.limits.connections {
+            Limit::Connections
+        } else if of_client > self.limits.client_connections {
+            Limit::ClientConnections
+        } else {
+            return Some(admitted);
+        };
+        self.metrics.limited(exceeded);
+        self.tell(stream);
+        None
+    }
+
+    /// One attempt: a fresh socket's buffer takes these few bytes.
+    fn tell(&self, stream: &TcpStream) {
+        let _ = stream.try_write(&self.limits.refusal);
+    }
+}
+
+/// A counted connection; counted out when dropped.
+pub struct Admitted {
+    gate: Arc<Gate>,
+    ip: IpAddr,
+    of_client: usize,
+    worker: Option<(Arc<[Peer]>, usize)>,
+}
+
+impl Admitted {
+    fn count(gate: &Arc<Gate>, ip: IpAddr) -> Self {
+        gate.open.fetch_add(1, Ordering::Relaxed);
+        let mut by_address = gate
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let of_client = by_address.entry(ip).or_default();
+        *of_client += 1;
+        Self {
+            of_client: *of_client,
+            gate: Arc::clone(gate),
+            ip,
+            worker: None,
+        }
+    }
+
+    fn settle(&mut self, peers: Arc<[Peer]>, index: usize) {
+        peers[index].connections.fetch_add(1, Ordering::Relaxed);
+        self.worker = Some((peers, index));
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.gate.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some((peers, index)) = &self.worker {
+            peers[*index].connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        let mut by_address = self
+            .gate
+            .by_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_client) = by_address.get_mut(&self.ip) {
+            *of_client -= 1;
+            if *of_client == 0 {
+                by_address.remove(&self.ip);
+            }
+        }
+    }
+}
