@@ -1,3 +1,7 @@
 //! The `token-sidecar` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    token_sidecar::cli::main()
+}

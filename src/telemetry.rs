@@ -72,27 +72,16 @@ fn subscriber<W>(
 where
     W: for<'w> MakeWriter<'w> + Clone + Send + Sync + 'static,
 {
-    let filter = EnvFilter::try_new(filter).map_err(|source| TelemetryError::Filter {
-        filter: filter.to_owned(),
-        source,
-    })?;
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })?;
     let text = (format == Format::Text).then(|| {
         let layer = fmt::layer().with_writer(writer.clone());
         // Left alone on a terminal: the layer obeys `NO_COLOR` by itself.
         if color { layer } else { layer.with_ansi(false) }
     });
-    let json = (format == Format::Json).then(|| {
-        fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .with_writer(writer)
-    });
-    Ok(registry()
-        .with(filter)
-        .with(filter_fn(may_be_logged))
-        .with(text)
-        .with(json))
+    let json = (format == Format::Json)
+        .then(|| fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer));
+    Ok(registry().with(filter).with(filter_fn(may_be_logged)).with(text).with(json))
 }
 
 /// A list of ours, not of theirs: a dependency that comes later is capped too.
@@ -127,10 +116,7 @@ mod tests {
 
     impl io::Write for Buffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(bytes)
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -149,11 +135,9 @@ mod tests {
 
     #[test]
     fn other_crates_stay_at_info_whatever_the_filter_says() {
-        for filter in [
-            "trace",
-            "trace,hyper=trace",
-            "hyper::proto[send]=trace,h2=trace,redis=debug",
-        ] {
+        for filter in
+            ["trace", "trace,hyper=trace", "hyper::proto[send]=trace,h2=trace,redis=debug"]
+        {
             let text = logged(filter, Format::Text, || {
                 trace!(target: "hyper::proto::h1", "authorization: secret");
                 let _span = tracing::trace_span!(target: "hyper::proto", "send", token = "secret")
@@ -175,10 +159,7 @@ mod tests {
             info!(target: "redis", "connected");
         };
         let text = logged("info,token_sidecar=debug", Format::Text, act);
-        assert!(
-            text.contains("own debug") && text.contains("connected"),
-            "{text}"
-        );
+        assert!(text.contains("own debug") && text.contains("connected"), "{text}");
         assert!(!text.contains("own trace"), "{text}");
         assert!(logged("trace", Format::Text, act).contains("own trace"));
     }
@@ -190,19 +171,12 @@ mod tests {
             panic!("the filter was taken");
         };
         assert!(matches!(error, TelemetryError::Filter { .. }));
-        assert!(
-            error
-                .to_string()
-                .starts_with("RUST_LOG: `info,token_sidecar=loud`"),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("RUST_LOG: `info,token_sidecar=loud`"), "{error}");
     }
 
     #[test]
     fn text_has_utc_times_and_no_colour_off_a_terminal() {
-        let text = logged("info", Format::Text, || {
-            info!(generation = 3, "token refreshed")
-        });
+        let text = logged("info", Format::Text, || info!(generation = 3, "token refreshed"));
         assert!(!text.contains('\u{1b}'), "{text}");
         let time = text.split_whitespace().next().unwrap();
         assert!(humantime::parse_rfc3339(time).is_ok(), "{time}");
@@ -215,10 +189,8 @@ mod tests {
             info!(generation = 3, "token refreshed");
             info!("stopped");
         });
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0]["message"], "token refreshed");
         assert_eq!(lines[0]["generation"], 3);
@@ -234,10 +206,7 @@ mod tests {
             panic::set_hook(before);
             assert!(outcome.is_err());
         });
-        assert!(
-            text.contains("ERROR") && text.contains("out of cheese"),
-            "{text}"
-        );
+        assert!(text.contains("ERROR") && text.contains("out of cheese"), "{text}");
         assert!(text.contains("src/telemetry.rs:"), "{text}");
     }
 }

@@ -25,19 +25,15 @@ impl Env {
         K: Into<String>,
         V: Into<String>,
     {
-        let process = pairs
-            .into_iter()
-            .map(|(name, value)| (name.into(), value.into()));
-        Self {
-            process: process.collect(),
-            file: BTreeMap::new(),
-        }
+        let process = pairs.into_iter().map(|(name, value)| (name.into(), value.into()));
+        Self { process: process.collect(), file: BTreeMap::new() }
     }
 
     /// The process environment and, below it, the file that `ENV_FILE` names
     /// (default `.env` in the working folder). A missing file is no error,
     /// and a line that is no assignment is another program's affair.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the only reader of the environment")]
     pub fn from_process() -> Self {
         let mut env = Self::from_pairs(
             std::env::vars_os()
@@ -67,9 +63,7 @@ impl Env {
     #[must_use]
     pub fn near_misses(&self) -> Vec<(String, &'static str)> {
         let names = self.process.keys().chain(self.file.keys());
-        names
-            .filter_map(|name| Some((name.clone(), near_miss(name)?)))
-            .collect()
+        names.filter_map(|name| Some((name.clone(), near_miss(name)?))).collect()
     }
 
     /// The text of `name`, or its default.
@@ -121,17 +115,13 @@ impl Env {
         let text = self.text(name);
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
         let found = choices.iter().find(|(word, _)| *word == text);
-        found
-            .map(|(_, value)| *value)
-            .ok_or_else(|| bad(name, text, &words.join(" or ")))
+        found.map(|(_, value)| *value).ok_or_else(|| bad(name, text, &words.join(" or ")))
     }
 
     /// An address to listen on.
     pub(super) fn address(&self, name: &'static str) -> Result<SocketAddr, ConfigError> {
         let text = self.text(name);
-        let local = text
-            .strip_prefix("localhost:")
-            .map(|port| format!("127.0.0.1:{port}"));
+        let local = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
         let address = local.as_deref().unwrap_or(text).parse();
         address.map_err(|_| bad(name, text, "ip:port such as 127.0.0.1:8080"))
     }
@@ -142,16 +132,11 @@ impl Env {
         let uri = text.parse::<Uri>().ok().filter(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https"))
                 && uri.host().is_some_and(|host| !host.is_empty())
-                && uri
-                    .authority()
-                    .is_some_and(|authority| !authority.as_str().contains('@'))
+                && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
         });
         // The text is not shown: it may hold credentials.
         uri.ok_or_else(|| {
-            ConfigError::new(
-                name,
-                "expected an http:// or https:// URL without credentials",
-            )
+            ConfigError::new(name, "expected an http:// or https:// URL without credentials")
         })
     }
 
@@ -162,11 +147,7 @@ impl Env {
         name: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, ConfigError> {
-        let items = self
-            .text(name)
-            .split(',')
-            .map(str::trim)
-            .filter(|item| !item.is_empty());
+        let items = self.text(name).split(',').map(str::trim).filter(|item| !item.is_empty());
         let list: Result<Vec<T>, String> = items.map(parse).collect();
         let list = list.map_err(|problem| ConfigError::new(name, problem))?;
         if list.is_empty() && !default_of(name).is_empty() {

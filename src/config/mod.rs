@@ -47,10 +47,7 @@ pub struct ConfigError {
 impl ConfigError {
     /// An error of `variable` with a text that says what would be right.
     pub fn new(variable: &'static str, problem: impl Into<String>) -> Self {
-        Self {
-            variable,
-            problem: problem.into(),
-        }
+        Self { variable, problem: problem.into() }
     }
 }
 
@@ -288,9 +285,7 @@ impl Listen {
     fn from_env(env: &Env, upstream_connections: usize) -> Result<Self, ConfigError> {
         let workers = match env.given("WORKERS") {
             Some(_) => env.count("WORKERS", 1..=64)?,
-            None => std::thread::available_parallelism()
-                .map_or(1, NonZeroUsize::get)
-                .min(4),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4),
         };
         let workers = NonZeroUsize::new(workers.min(upstream_connections));
         Ok(Self {
@@ -322,12 +317,7 @@ impl Api {
                 .then(|| name.to_owned())
                 .ok_or("expected cookie names, separated by commas".into())
         })?;
-        Ok(Self {
-            origins,
-            shop_url: env.web_url("SHOP_URL")?,
-            token_cookies,
-            verify_url,
-        })
+        Ok(Self { origins, shop_url: env.web_url("SHOP_URL")?, token_cookies, verify_url })
     }
 }
 
@@ -357,10 +347,7 @@ impl Refresh {
             hold_timeout: env.duration("HOLD_TIMEOUT")?,
             retry_status: env.choice(
                 "RETRY_STATUS",
-                &[
-                    ("503", StatusCode::SERVICE_UNAVAILABLE),
-                    ("429", StatusCode::TOO_MANY_REQUESTS),
-                ],
+                &[("503", StatusCode::SERVICE_UNAVAILABLE), ("429", StatusCode::TOO_MANY_REQUESTS)],
             )?,
         })
     }
@@ -371,9 +358,7 @@ impl Refresh {
         let mut sources = env.list("TOKEN_SOURCES", |name| match name {
             "flaresolverr" => Ok(SourceKind::FlareSolverr),
             "direct" => Ok(SourceKind::Direct),
-            other => Err(format!(
-                "{other:?} is no source, expected flaresolverr or direct"
-            )),
+            other => Err(format!("{other:?} is no source, expected flaresolverr or direct")),
         })?;
         sources.dedup();
         if !solver && sources.contains(&SourceKind::FlareSolverr) {

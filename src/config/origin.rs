@@ -34,11 +34,7 @@ impl ApiOrigin {
     #[must_use]
     pub fn authority(&self) -> String {
         let host = bracketed(&self.host);
-        if self.port == 443 {
-            host
-        } else {
-            format!("{host}:{}", self.port)
-        }
+        if self.port == 443 { host } else { format!("{host}:{}", self.port) }
     }
 
     /// `https://host[:port]`.
@@ -52,17 +48,10 @@ impl ApiOrigin {
 /// around an IPv6 literal, no final dot.
 #[must_use]
 pub fn normalize_host(host: &str) -> String {
-    let host = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host);
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
 
 fn bracketed(host: &str) -> String {
-    if host.contains(':') {
-        format!("[{host}]")
-    } else {
-        host.to_owned()
-    }
+    if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }

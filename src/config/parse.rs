@@ -26,12 +26,7 @@ impl ConnectTo {
         let (from, to) = text.split_once('=').ok_or_else(problem)?;
         let (host, port) = host_port(from).ok_or_else(problem)?;
         let (to_host, to_port) = host_port(to).ok_or_else(problem)?;
-        Ok(Self {
-            host,
-            port,
-            to_host,
-            to_port,
-        })
+        Ok(Self { host, port, to_host, to_port })
     }
 }
 
@@ -118,47 +113,23 @@ mod tests {
     use super::*;
 
     fn check_allowed(text: &str, name: AllowedName, port: Option<u16>) {
-        assert_eq!(
-            AllowedHost::parse(text),
-            Ok(AllowedHost { name, port }),
-            "{text}"
-        );
+        assert_eq!(AllowedHost::parse(text), Ok(AllowedHost { name, port }), "{text}");
     }
 
     #[test]
     fn allowed_hosts_are_names_suffixes_and_networks_with_ports() {
         check_allowed("Redis", AllowedName::Exact("redis".into()), None);
-        check_allowed(
-            "redis.:6379",
-            AllowedName::Exact("redis".into()),
-            Some(6379),
-        );
+        check_allowed("redis.:6379", AllowedName::Exact("redis".into()), Some(6379));
         check_allowed("*.lan:80", AllowedName::Suffix(".lan".into()), Some(80));
-        check_allowed(
-            "10.0.0.0/8",
-            AllowedName::Network("10.0.0.0/8".parse().unwrap()),
-            None,
-        );
+        check_allowed("10.0.0.0/8", AllowedName::Network("10.0.0.0/8".parse().unwrap()), None);
         check_allowed(
             "10.0.0.0/8:81",
             AllowedName::Network("10.0.0.0/8".parse().unwrap()),
             Some(81),
         );
-        check_allowed(
-            "::1",
-            AllowedName::Network("::1/128".parse().unwrap()),
-            None,
-        );
-        check_allowed(
-            "[::1]:9",
-            AllowedName::Network("::1/128".parse().unwrap()),
-            Some(9),
-        );
-        check_allowed(
-            "127.0.0.1",
-            AllowedName::Network("127.0.0.1/32".parse().unwrap()),
-            None,
-        );
+        check_allowed("::1", AllowedName::Network("::1/128".parse().unwrap()), None);
+        check_allowed("[::1]:9", AllowedName::Network("::1/128".parse().unwrap()), Some(9));
+        check_allowed("127.0.0.1", AllowedName::Network("127.0.0.1/32".parse().unwrap()), None);
         assert!(AllowedHost::parse("a/b").is_err());
     }
 

@@ -36,11 +36,8 @@ impl Counts {
         )?;
         for route in Route::ALL {
             for status in STATUSES {
-                let count = self
-                    .shards
-                    .iter()
-                    .map(|shard| shard.requests_with(route, status))
-                    .sum();
+                let count =
+                    self.shards.iter().map(|shard| shard.requests_with(route, status)).sum();
                 if count > 0 {
                     let labels = ([("route", route.as_str())], [("status", status)]);
                     write_counter(&mut family.encode_family(&labels)?, count)?;
@@ -60,10 +57,7 @@ impl Counts {
         for route in Route::ALL {
             let sum = Sum::of(self.shards.iter().map(|shard| shard.seconds(route)));
             if sum.count() > 0 {
-                write_histogram(
-                    &mut family.encode_family(&[("route", route.as_str())])?,
-                    &sum,
-                )?;
+                write_histogram(&mut family.encode_family(&[("route", route.as_str())])?, &sum)?;
             }
         }
         Ok(())
@@ -71,12 +65,7 @@ impl Counts {
 
     fn holds(&self, encoder: &mut DescriptorEncoder) -> Result {
         let held = i64::try_from(self.hold.count()).unwrap_or(i64::MAX);
-        gauge(
-            encoder,
-            "sidecar_held",
-            "Requests that wait for a token.",
-            held,
-        )?;
+        gauge(encoder, "sidecar_held", "Requests that wait for a token.", held)?;
         let mut seconds = encoder.encode_descriptor(
             "sidecar_hold_seconds",
             "Time that requests waited for a token.",
@@ -110,25 +99,16 @@ impl Counts {
 
     fn connection_gauges(&self, encoder: &mut DescriptorEncoder) -> Result {
         let clients = self.sum(Shard::connections);
-        gauge(
-            encoder,
-            "sidecar_connections",
-            "Client connections open.",
-            clients,
-        )?;
+        gauge(encoder, "sidecar_connections", "Client connections open.", clients)?;
         let mut upstream = encoder.encode_descriptor(
             "sidecar_upstream_connections",
             "Upstream connections open, with a request on them (active) or without (idle).",
             None,
             MetricType::Gauge,
         )?;
-        for (state, count) in [
-            ("active", self.sum(Shard::active)),
-            ("idle", self.sum(Shard::idle)),
-        ] {
-            upstream
-                .encode_family(&[("state", state)])?
-                .encode_gauge(&count)?;
+        for (state, count) in [("active", self.sum(Shard::active)), ("idle", self.sum(Shard::idle))]
+        {
+            upstream.encode_family(&[("state", state)])?.encode_gauge(&count)?;
         }
         Ok(())
     }
@@ -156,9 +136,7 @@ impl Counts {
 }
 
 fn gauge(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: i64) -> Result {
-    encoder
-        .encode_descriptor(name, help, None, MetricType::Gauge)?
-        .encode_gauge(&value)
+    encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
 }
 
 fn write_counters(
@@ -168,10 +146,7 @@ fn write_counters(
     counts: &[AtomicU64],
 ) -> Result {
     for (name, count) in names.iter().zip(counts) {
-        write_counter(
-            &mut family.encode_family(&[(label, *name)])?,
-            count.load(Relaxed),
-        )?;
+        write_counter(&mut family.encode_family(&[(label, *name)])?, count.load(Relaxed))?;
     }
     Ok(())
 }

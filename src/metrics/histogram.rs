@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Upper bounds of the buckets in milliseconds, 1 ms to 60 s; one more bucket has none.
-const BOUNDS: [u64; 16] = [
-    1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000, 30_000, 60_000,
-];
+const BOUNDS: [u64; 16] =
+    [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 15_000, 30_000, 60_000];
 
 /// How many durations fell between which bounds.
 #[derive(Debug, Default)]
@@ -59,9 +58,7 @@ impl Sum {
 
     /// Upper bounds in seconds with the count of each bucket, not cumulative.
     pub(super) fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = BOUNDS
-            .iter()
-            .map(|&millis| Duration::from_millis(millis).as_secs_f64());
+        let bounds = BOUNDS.iter().map(|&millis| Duration::from_millis(millis).as_secs_f64());
         bounds.chain([f64::MAX]).zip(self.buckets).collect()
     }
 }

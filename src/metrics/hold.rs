@@ -25,10 +25,7 @@ impl HoldGauge {
             .count
             .fetch_update(Relaxed, Relaxed, |count| (count < max).then_some(count + 1))
             .ok()?;
-        Some(Held {
-            inner: Arc::clone(inner),
-            since: Instant::now(),
-        })
+        Some(Held { inner: Arc::clone(inner), since: Instant::now() })
     }
 
     /// Requests held now.
@@ -72,11 +69,7 @@ mod tests {
         drop(first);
         assert_eq!(gauge.count(), 1);
         assert!(gauge.try_enter(2).is_some());
-        assert_eq!(
-            Sum::of([gauge.seconds()]).count(),
-            2,
-            "each ended hold is recorded"
-        );
+        assert_eq!(Sum::of([gauge.seconds()]).count(), 2, "each ended hold is recorded");
     }
 
     #[test]

@@ -103,12 +103,8 @@ pub enum ReplayOutcome {
 
 impl ReplayOutcome {
     /// Every outcome, in the order of its discriminants.
-    pub const ALL: [Self; 4] = [
-        Self::Answered,
-        Self::RefusedAgain,
-        Self::Failed,
-        Self::NotReplayable,
-    ];
+    pub const ALL: [Self; 4] =
+        [Self::Answered, Self::RefusedAgain, Self::Failed, Self::NotReplayable];
 
     /// The label's value.
     #[must_use]
@@ -128,23 +124,8 @@ mod tests {
 
     #[test]
     fn the_lists_are_in_the_order_of_the_discriminants() {
-        assert!(
-            Route::ALL
-                .iter()
-                .enumerate()
-                .all(|(i, &route)| route as usize == i)
-        );
-        assert!(
-            Limit::ALL
-                .iter()
-                .enumerate()
-                .all(|(i, &limit)| limit as usize == i)
-        );
-        assert!(
-            ReplayOutcome::ALL
-                .iter()
-                .enumerate()
-                .all(|(i, &outcome)| outcome as usize == i)
-        );
+        assert!(Route::ALL.iter().enumerate().all(|(i, &route)| route as usize == i));
+        assert!(Limit::ALL.iter().enumerate().all(|(i, &limit)| limit as usize == i));
+        assert!(ReplayOutcome::ALL.iter().enumerate().all(|(i, &outcome)| outcome as usize == i));
     }
 }

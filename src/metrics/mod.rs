@@ -36,9 +36,8 @@ pub use shard::Shard;
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds of `sidecar_refresh_seconds`: from a direct call to a solver that hangs.
-const REFRESH_SECONDS: [f64; 12] = [
-    0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
-];
+const REFRESH_SECONDS: [f64; 12] =
+    [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0];
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -136,20 +135,14 @@ impl Metrics {
 
     /// Counts a source's attempt to get a token; `outcome` is `ok` or `failed`.
     pub fn refresh_finished(&self, source: &'static str, outcome: &'static str, took: Duration) {
-        self.refreshes
-            .get_or_create(&[("source", source), ("outcome", outcome)])
-            .inc();
-        self.refresh_seconds
-            .get_or_create(&[("source", source)])
-            .observe(took.as_secs_f64());
+        self.refreshes.get_or_create(&[("source", source), ("outcome", outcome)]).inc();
+        self.refresh_seconds.get_or_create(&[("source", source)]).observe(took.as_secs_f64());
     }
 
     /// Records the token in use; `expires_at` in seconds since the epoch.
     pub fn token(&self, generation: u64, expires_at: Option<u64>) {
         self.counts.token_generation.store(generation, Relaxed);
-        self.counts
-            .token_expires_at
-            .store(expires_at.unwrap_or(0), Relaxed);
+        self.counts.token_expires_at.store(expires_at.unwrap_or(0), Relaxed);
     }
 
     /// Records whether the verifier can tell a good token from a bad one.
@@ -160,9 +153,7 @@ impl Metrics {
     /// Requests so far, for each route.
     #[must_use]
     pub fn requests_by_route(&self) -> Vec<(Route, u64)> {
-        Route::ALL
-            .map(|route| (route, self.counts.requests(route)))
-            .to_vec()
+        Route::ALL.map(|route| (route, self.counts.requests(route))).to_vec()
     }
 
     /// Requests that wait for a token now.
@@ -189,9 +180,7 @@ impl Metrics {
 
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics")
-            .field("counts", &self.counts)
-            .finish_non_exhaustive()
+        f.debug_struct("Metrics").field("counts", &self.counts).finish_non_exhaustive()
     }
 }
 
@@ -215,19 +204,13 @@ impl Counts {
 
     /// The sum of a gauge over all shards; a scrape between two changes may see less than 0.
     fn sum(&self, gauge: impl Fn(&Shard) -> i64) -> i64 {
-        self.shards
-            .iter()
-            .map(|shard| gauge(shard))
-            .sum::<i64>()
-            .max(0)
+        self.shards.iter().map(|shard| gauge(shard)).sum::<i64>().max(0)
     }
 }
 
 impl fmt::Debug for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Counts")
-            .field("shards", &self.shards.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Counts").field("shards", &self.shards.len()).finish_non_exhaustive()
     }
 }
 

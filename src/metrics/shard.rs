@@ -59,11 +59,7 @@ impl Shard {
     }
 
     pub(super) fn requests(&self, route: Route) -> u64 {
-        self.routes[route as usize]
-            .statuses
-            .iter()
-            .map(|count| count.load(Relaxed))
-            .sum()
+        self.routes[route as usize].statuses.iter().map(|count| count.load(Relaxed)).sum()
     }
 
     pub(super) fn requests_with(&self, route: Route, status: u16) -> u64 {
@@ -89,18 +85,13 @@ impl Shard {
 
 impl fmt::Debug for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shard")
-            .field("connections", &self.connections)
-            .finish_non_exhaustive()
+        f.debug_struct("Shard").field("connections", &self.connections).finish_non_exhaustive()
     }
 }
 
 impl Default for ByRoute {
     fn default() -> Self {
-        Self {
-            statuses: std::array::from_fn(|_| AtomicU64::new(0)),
-            seconds: Histogram::default(),
-        }
+        Self { statuses: std::array::from_fn(|_| AtomicU64::new(0)), seconds: Histogram::default() }
     }
 }
 
@@ -123,10 +114,7 @@ mod tests {
     #[test]
     fn every_status_has_a_slot() {
         assert_eq!(STATUSES.count(), STATUS_COUNT);
-        assert_eq!(
-            [index(0), index(100), index(999), index(u16::MAX)],
-            [0, 0, 899, 899]
-        );
+        assert_eq!([index(0), index(100), index(999), index(u16::MAX)], [0, 0, 899, 899]);
     }
 
     #[test]
@@ -138,10 +126,7 @@ mod tests {
         shard.upstream_active(3);
         shard.upstream_active(-2);
         shard.upstream_idle(2);
-        assert_eq!(
-            (shard.connections(), shard.active(), shard.idle()),
-            (1, 1, 2)
-        );
+        assert_eq!((shard.connections(), shard.active(), shard.idle()), (1, 1, 2));
     }
 
     #[test]

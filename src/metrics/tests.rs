@@ -52,10 +52,7 @@ fn check_sample(line: &str) {
     let (series, value) = line.rsplit_once(' ').expect("a value");
     assert!(value.parse::<f64>().is_ok(), "value: {line}");
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-    assert!(
-        name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-        "name: {line}"
-    );
+    assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "name: {line}");
     let labels = labels.strip_suffix('}').expect("a closed brace");
     for label in labels.split(',').filter(|label| !label.is_empty()) {
         let (key, value) = label.split_once('=').expect("key=value");
@@ -74,9 +71,7 @@ fn every_line_of_a_scrape_is_well_formed() {
     for line in text.lines() {
         match line.strip_prefix("# ") {
             Some(comment) => assert!(
-                ["HELP ", "TYPE ", "EOF"]
-                    .iter()
-                    .any(|word| comment.starts_with(word)),
+                ["HELP ", "TYPE ", "EOF"].iter().any(|word| comment.starts_with(word)),
                 "{line}"
             ),
             None => check_sample(line),
@@ -90,17 +85,10 @@ fn a_scrape_holds_every_name_of_the_contract_and_no_other() {
     let sampled = |line: &str| line.split(['{', ' ']).next().map(str::to_owned);
     let base = |name: String| {
         let parts = ["_bucket", "_sum", "_count"];
-        parts
-            .iter()
-            .find_map(|part| name.strip_suffix(part).map(str::to_owned))
-            .unwrap_or(name)
+        parts.iter().find_map(|part| name.strip_suffix(part).map(str::to_owned)).unwrap_or(name)
     };
-    let mut found: Vec<_> = text
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .filter_map(sampled)
-        .map(base)
-        .collect();
+    let mut found: Vec<_> =
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(sampled).map(base).collect();
     found.sort();
     found.dedup();
     let mut wanted = NAMES.map(str::to_owned);
@@ -112,46 +100,23 @@ fn a_scrape_holds_every_name_of_the_contract_and_no_other() {
 fn each_family_is_described_once() {
     let text = busy().encode();
     for name in NAMES.map(|name| name.trim_end_matches("_total").trim_end_matches("_info")) {
-        assert_eq!(
-            text.matches(&format!("# HELP {name} ")).count(),
-            1,
-            "{name}"
-        );
-        assert_eq!(
-            text.matches(&format!("# TYPE {name} ")).count(),
-            1,
-            "{name}"
-        );
+        assert_eq!(text.matches(&format!("# HELP {name} ")).count(), 1, "{name}");
+        assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{name}");
     }
 }
 
 #[test]
 fn a_scrape_tells_what_was_counted() {
     let samples = [
-        (
-            r#"sidecar_requests_total{route="intercept",status="200"}"#,
-            "1",
-        ),
-        (
-            r#"sidecar_request_seconds_bucket{le="0.002",route="intercept"}"#,
-            "0",
-        ),
-        (
-            r#"sidecar_request_seconds_bucket{le="0.005",route="intercept"}"#,
-            "1",
-        ),
-        (
-            r#"sidecar_request_seconds_bucket{le="+Inf",route="intercept"}"#,
-            "1",
-        ),
+        (r#"sidecar_requests_total{route="intercept",status="200"}"#, "1"),
+        (r#"sidecar_request_seconds_bucket{le="0.002",route="intercept"}"#, "0"),
+        (r#"sidecar_request_seconds_bucket{le="0.005",route="intercept"}"#, "1"),
+        (r#"sidecar_request_seconds_bucket{le="+Inf",route="intercept"}"#, "1"),
         (r#"sidecar_request_seconds_sum{route="intercept"}"#, "0.003"),
         ("sidecar_hold_seconds_count", "1"),
         (r#"sidecar_replays_total{outcome="answered"}"#, "1"),
         (r#"sidecar_limited_total{limit="held"}"#, "1"),
-        (
-            r#"sidecar_refreshes_total{source="direct",outcome="ok"}"#,
-            "1",
-        ),
+        (r#"sidecar_refreshes_total{source="direct",outcome="ok"}"#, "1"),
         (r#"sidecar_refresh_seconds_count{source="direct"}"#, "1"),
         (r#"sidecar_store_errors_total{store="redis"}"#, "1"),
         (r#"sidecar_upstream_connections{state="active"}"#, "1"),
@@ -187,25 +152,12 @@ fn counts_add_up_over_shards_and_threads() {
         }
     });
     let samples = [
-        (
-            r#"sidecar_requests_total{route="absolute",status="200"}"#,
-            "8000",
-        ),
-        (
-            r#"sidecar_requests_total{route="absolute",status="401"}"#,
-            "4000",
-        ),
-        (
-            r#"sidecar_request_seconds_count{route="absolute"}"#,
-            "12000",
-        ),
+        (r#"sidecar_requests_total{route="absolute",status="200"}"#, "8000"),
+        (r#"sidecar_requests_total{route="absolute",status="401"}"#, "4000"),
+        (r#"sidecar_request_seconds_count{route="absolute"}"#, "12000"),
         (r#"sidecar_replays_total{outcome="refused_again"}"#, "12000"),
     ];
     check(&metrics.encode(), &samples);
     assert_eq!(metrics.connections(), 4);
-    assert!(
-        metrics
-            .requests_by_route()
-            .contains(&(Route::Absolute, 12_000))
-    );
+    assert!(metrics.requests_by_route().contains(&(Route::Absolute, 12_000)));
 }

@@ -144,10 +144,7 @@ impl Dialer {
             if !tls {
                 return Ok(UpstreamStream::Plain(tcp));
             }
-            let failed = |error| DialError::Tls {
-                host: host.to_owned(),
-                error,
-            };
+            let failed = |error| DialError::Tls { host: host.to_owned(), error };
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|error| failed(io::Error::other(error)))?;
             let stream = self.tls.connect(name, tcp).await.map_err(failed)?;
@@ -163,11 +160,7 @@ impl Dialer {
         open: impl Future<Output = Result<T, DialError>>,
     ) -> Result<T, DialError> {
         timeout(self.limit, open).await.unwrap_or_else(|_| {
-            Err(DialError::Timeout {
-                host: host.to_owned(),
-                port,
-                limit: self.limit,
-            })
+            Err(DialError::Timeout { host: host.to_owned(), port, limit: self.limit })
         })
     }
 
@@ -179,19 +172,12 @@ impl Dialer {
             None => (host, port, reach),
         };
         let found = resolve(to_host, to_port).await;
-        let found = found.map_err(|error| DialError::Resolve {
-            host: to_host.to_owned(),
-            error,
-        })?;
-        let allowed: Vec<SocketAddr> = found
-            .into_iter()
-            .filter(|address| self.permits(host, *address, reach))
-            .collect();
+        let found =
+            found.map_err(|error| DialError::Resolve { host: to_host.to_owned(), error })?;
+        let allowed: Vec<SocketAddr> =
+            found.into_iter().filter(|address| self.permits(host, *address, reach)).collect();
         if allowed.is_empty() {
-            return Err(DialError::NotAllowed {
-                host: host.to_owned(),
-                port,
-            });
+            return Err(DialError::NotAllowed { host: host.to_owned(), port });
         }
         let connected = connect_any(interleave(allowed)).await;
         let stream = connected.map_err(|error| DialError::Connect {
@@ -214,10 +200,7 @@ impl Dialer {
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     if found.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "the name has no address",
-        ));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     }
     Ok(found)
 }
@@ -225,9 +208,8 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// Families in turn, the first address's family first (RFC 8305 §4).
 fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
-    let (first, second): (Vec<_>, Vec<_>) = addresses
-        .into_iter()
-        .partition(|address| address.is_ipv6() == first_is_v6);
+    let (first, second): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
     let mut second = second.into_iter();
     let mut ordered = Vec::new();
     for address in first {
@@ -321,10 +303,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_refuses_makes_way_for_the_next() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let closed = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let open = listener.local_addr().unwrap();
         let stream = connect_any(vec![closed, open]).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), open);

@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::config::{AllowedHost, AllowedName};
 
 const SPECIAL_V4: [(Ipv4Addr, u8); 16] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -94,9 +94,7 @@ fn is_public(ip: IpAddr) -> bool {
 }
 
 fn is_public_v4(ip: Ipv4Addr) -> bool {
-    !SPECIAL_V4
-        .iter()
-        .any(|&(net, bits)| Ipv4Net::new_assert(net, bits).contains(&ip))
+    !SPECIAL_V4.iter().any(|&(net, bits)| Ipv4Net::new_assert(net, bits).contains(&ip))
 }
 
 fn is_public_v6(ip: Ipv6Addr) -> bool {
@@ -110,9 +108,7 @@ fn embedded_v4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
         |ip: Ipv6Addr| Ipv4Addr::from_octets(ip.octets()[12..].try_into().unwrap_or_default());
     let six_to_four = ip.segments()[0] == 0x2002;
     if six_to_four {
-        return Some(Ipv4Addr::from_octets(
-            ip.octets()[2..6].try_into().unwrap_or_default(),
-        ));
+        return Some(Ipv4Addr::from_octets(ip.octets()[2..6].try_into().unwrap_or_default()));
     }
     let nat64 = IpNet::from(Ipv6Net::new_assert(NAT64.0, NAT64.1)).contains(&IpAddr::V6(ip));
     ip.to_ipv4_mapped().or_else(|| nat64.then(|| last(ip)))
@@ -160,13 +156,9 @@ mod tests {
         ] {
             check(ip, false);
         }
-        for ip in [
-            "1.1.1.1",
-            "2a00:1450::1",
-            "64:ff9b::101:101",
-            "::ffff:1.1.1.1",
-            "2002:101:101::",
-        ] {
+        for ip in
+            ["1.1.1.1", "2a00:1450::1", "64:ff9b::101:101", "::ffff:1.1.1.1", "2002:101:101::"]
+        {
             check(ip, true);
         }
     }

@@ -56,9 +56,7 @@ impl Dialer {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let exchange = async {
-            let response = sender
-                .send_request(Request::from_parts(parts, Full::new(body)))
-                .await?;
+            let response = sender.send_request(Request::from_parts(parts, Full::new(body))).await?;
             collect(response, limit).await
         };
         tokio::pin!(exchange, connection);

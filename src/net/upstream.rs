@@ -163,12 +163,7 @@ where
     }
 
     async fn open(&self) -> Result<SendRequest<B>, SendError> {
-        let UpstreamKey {
-            host,
-            port,
-            tls,
-            reach,
-        } = &self.key;
+        let UpstreamKey { host, port, tls, reach } = &self.key;
         let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(true)
@@ -185,10 +180,7 @@ where
 
     fn put_back(&self, sender: SendRequest<B>) {
         if !sender.is_closed() {
-            self.idle.borrow_mut().push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            self.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
             self.shard.upstream_idle(1);
         }
     }
@@ -213,11 +205,7 @@ impl<B> Lease<B> {
         // The semaphore is never closed, so there always is a permit.
         let permit = Arc::clone(&upstream.permits).acquire_owned().await.ok();
         upstream.shard.upstream_active(1);
-        Self {
-            upstream: Rc::clone(upstream),
-            sender: None,
-            _permit: permit,
-        }
+        Self { upstream: Rc::clone(upstream), sender: None, _permit: permit }
     }
 }
 
@@ -243,10 +231,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn new(body: Incoming, lease: Lease<B>) -> Self {
-        let mut pooled = Self {
-            body,
-            lease: Some(lease),
-        };
+        let mut pooled = Self { body, lease: Some(lease) };
         pooled.release_at_end();
         pooled
     }

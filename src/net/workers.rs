@@ -109,11 +109,7 @@ impl Workers {
         let peers: Arc<[Peer]> = peers.into();
         let mut threads = Vec::new();
         for (index, inbox) in inboxes.into_iter().enumerate() {
-            let worker = Worker {
-                index,
-                drain: drain.clone(),
-                tasks: TaskTracker::new(),
-            };
+            let worker = Worker { index, drain: drain.clone(), tasks: TaskTracker::new() };
             let accept = Accept {
                 listener: listener.try_clone()?,
                 inbox,
@@ -122,11 +118,7 @@ impl Workers {
             };
             let make = make.clone();
             let run = move || run_worker(worker, accept, drain_timeout, make);
-            threads.push(
-                thread::Builder::new()
-                    .name(format!("worker-{index}"))
-                    .spawn(run)?,
-            );
+            threads.push(thread::Builder::new().name(format!("worker-{index}")).spawn(run)?);
         }
         Ok(Self { threads })
     }
@@ -155,13 +147,7 @@ struct Handover {
 impl Peer {
     fn new() -> (Self, UnboundedReceiver<Handover>) {
         let (inbox, receiver) = unbounded_channel();
-        (
-            Self {
-                connections: AtomicUsize::new(0),
-                inbox,
-            },
-            receiver,
-        )
+        (Self { connections: AtomicUsize::new(0), inbox }, receiver)
     }
 }
 
@@ -206,10 +192,7 @@ fn run_worker<S, F>(
         }
         worker.tasks.close();
         if timeout(drain_timeout, worker.tasks.wait()).await.is_err() {
-            warn!(
-                connections = worker.tasks.len(),
-                "drain timed out, closing what is left"
-            );
+            warn!(connections = worker.tasks.len(), "drain timed out, closing what is left");
         }
     });
     // A name still being resolved must not keep the process.
@@ -243,43 +226,27 @@ impl Accept {
             return;
         };
         let load = |index: usize| self.peers[index].connections.load(Ordering::Relaxed);
-        let least = (0..self.peers.len())
-            .min_by_key(|&index| load(index))
-            .unwrap_or(own);
+        let least = (0..self.peers.len()).min_by_key(|&index| load(index)).unwrap_or(own);
         let index = if load(own) > load(least) { least } else { own };
         admitted.settle(Arc::clone(&self.peers), index);
         if index == own {
-            serve(Client {
-                stream,
-                address,
-                admitted,
-            });
+            serve(Client { stream, address, admitted });
             return;
         }
         match stream.into_std() {
             // A closed inbox is a worker that drains: the connection is dropped.
-            Ok(stream) => drop(self.peers[index].inbox.send(Handover {
-                stream,
-                address,
-                admitted,
-            })),
+            Ok(stream) => {
+                drop(self.peers[index].inbox.send(Handover { stream, address, admitted }));
+            }
             Err(error) => debug!(%error, "connection lost in hand-over"),
         }
     }
 }
 
 fn take_over(handover: Handover, serve: &impl Fn(Client)) {
-    let Handover {
-        stream,
-        address,
-        admitted,
-    } = handover;
+    let Handover { stream, address, admitted } = handover;
     match TcpStream::from_std(stream) {
-        Ok(stream) => serve(Client {
-            stream,
-            address,
-            admitted,
-        }),
+        Ok(stream) => serve(Client { stream, address, admitted }),
         Err(error) => debug!(%error, "connection lost in hand-over"),
     }
 }
@@ -294,23 +261,13 @@ struct Gate {
 
 impl Gate {
     fn new(limits: ClientLimits, metrics: Arc<Metrics>) -> Self {
-        Self {
-            limits,
-            metrics,
-            open: AtomicUsize::new(0),
-            by_address: Mutex::default(),
-        }
+        Self { limits, metrics, open: AtomicUsize::new(0), by_address: Mutex::default() }
     }
 
     /// Counts the connection in, or refuses it.
     fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr) -> Option<Admitted> {
         let ip = ip.to_canonical();
-        if !self
-            .limits
-            .networks
-            .iter()
-            .any(|network| network.contains(&ip))
-        {
+        if !self.limits.networks.iter().any(|network| network.contains(&ip)) {
             debug!(client.addr = %ip, "client is outside CLIENT_NETWORKS");
             return None;
         }
@@ -345,18 +302,10 @@ pub struct Admitted {
 impl Admitted {
     fn count(gate: &Arc<Gate>, ip: IpAddr) -> Self {
         gate.open.fetch_add(1, Ordering::Relaxed);
-        let mut by_address = gate
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = by_address.entry(ip).or_default();
         *of_client += 1;
-        Self {
-            of_client: *of_client,
-            gate: Arc::clone(gate),
-            ip,
-            worker: None,
-        }
+        Self { of_client: *of_client, gate: Arc::clone(gate), ip, worker: None }
     }
 
     fn settle(&mut self, peers: Arc<[Peer]>, index: usize) {
@@ -371,11 +320,7 @@ impl Drop for Admitted {
         if let Some((peers, index)) = &self.worker {
             peers[*index].connections.fetch_sub(1, Ordering::Relaxed);
         }
-        let mut by_address = self
-            .gate
-            .by_address
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self.gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(of_client) = by_address.get_mut(&self.ip) {
             *of_client -= 1;
             if *of_client == 0 {

@@ -1,0 +1,249 @@
+//! What `/ready` and `/status` say.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::AdminState;
+use crate::metrics::Route;
+use crate::refresh::RefreshStatus;
+use crate::token::{Published, Timestamp};
+
+/// After this time without a request to the API, something may be set up wrong.
+const QUIET: Duration = Duration::from_secs(300);
+
+/// Whether requests can be served now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Readiness {
+    pub(super) ready: bool,
+    /// Why not.
+    reason: Option<&'static str>,
+}
+
+/// All that `/status` shows.
+#[derive(Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    uptime_s: u64,
+    #[serde(flatten)]
+    readiness: Readiness,
+    token: Option<TokenStatus>,
+    #[serde(flatten)]
+    renewal: RefreshStatus,
+    held: usize,
+    connections: usize,
+    #[serde(serialize_with = "by_route")]
+    requests: Vec<(Route, u64)>,
+    hints: Vec<&'static str>,
+}
+
+/// A token without its secret.
+#[derive(Serialize)]
+struct TokenStatus {
+    fingerprint: String,
+    generation: u64,
+    source: &'static str,
+    issued_at: Option<String>,
+    expires_at: Option<String>,
+    verified: bool,
+    clearance: bool,
+}
+
+impl Readiness {
+    pub(super) fn of(state: &AdminState) -> Self {
+        let usable = state.refresher.usable().is_some();
+        let current = state.cache.current();
+        let draining = state.draining.is_cancelled();
+        Self::judge(draining, current.as_deref(), usable, state.clock.now())
+    }
+
+    fn judge(draining: bool, current: Option<&Published>, usable: bool, now: Timestamp) -> Self {
+        let reason = match current {
+            _ if draining => Some("draining"),
+            _ if usable => None,
+            None => Some("no_token"),
+            Some(published) if !published.token.is_live(now) => Some("token_expired"),
+            Some(_) => Some("token_refused"),
+        };
+        Self { ready: reason.is_none(), reason }
+    }
+}
+
+impl Status {
+    pub(super) fn of(state: &AdminState) -> Self {
+        let current = state.cache.current();
+        let renewal = state.refresher.status();
+        let uptime = state.started.elapsed();
+        let requests = state.metrics.requests_by_route();
+        let facts = Facts {
+            uptime,
+            requests: &requests,
+            token: TokenFact::of(current.as_deref()),
+            redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
+            verifier_blind: !renewal.verifier.trusted,
+        };
+        Self {
+            version: state.version,
+            uptime_s: uptime.as_secs(),
+            readiness: Readiness::of(state),
+            token: current.as_deref().map(TokenStatus::of),
+            hints: facts.hints(),
+            renewal,
+            held: state.metrics.held(),
+            connections: state.metrics.connections(),
+            requests,
+        }
+    }
+}
+
+impl TokenStatus {
+    fn of(published: &Published) -> Self {
+        let token = &published.token;
+        Self {
+            fingerprint: token.fingerprint().to_string(),
+            generation: published.generation.0,
+            source: published.source.as_str(),
+            issued_at: token.issued_at().map(|at| at.to_string()),
+            expires_at: token.expires_at().map(|at| at.to_string()),
+            verified: published.is_verified(),
+            clearance: false,
+        }
+    }
+}
+
+/// What hints are drawn from.
+#[derive(Clone, Copy, Default)]
+struct Facts<'a> {
+    uptime: Duration,
+    requests: &'a [(Route, u64)],
+    token: TokenFact,
+    redis_down: bool,
+    verifier_blind: bool,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum TokenFact {
+    None,
+    Unverified,
+    #[default]
+    Verified,
+}
+
+impl TokenFact {
+    fn of(current: Option<&Published>) -> Self {
+        match current {
+            None => Self::None,
+            Some(published) if published.is_verified() => Self::Verified,
+            Some(_) => Self::Unverified,
+        }
+    }
+}
+
+impl Facts<'_> {
+    /// What a person should know, what hurts most first.
+    fn hints(&self) -> Vec<&'static str> {
+        let quiet = self.uptime >= QUIET && self.count(is_api) == 0;
+        let elsewhere = self.count(|route| !is_api(route)) > 0;
+        let hints = [
+            (self.token == TokenFact::None, "no token yet; see last_error in refresh"),
+            (self.verifier_blind, BLIND_VERIFIER),
+            (self.token == TokenFact::Unverified, UNVERIFIED),
+            (self.redis_down, "Redis cannot be reached; the token is kept without it meanwhile"),
+            (quiet && !elsewhere, "no request to the API seen; is HTTPS_PROXY set?"),
+            (quiet && elsewhere, ONLY_ELSEWHERE),
+        ];
+        hints.into_iter().filter_map(|(applies, hint)| applies.then_some(hint)).collect()
+    }
+
+    fn count(&self, of: impl Fn(Route) -> bool) -> u64 {
+        self.requests.iter().filter(|(route, _)| of(*route)).map(|(_, count)| count).sum()
+    }
+}
+
+const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cannot tell a good one \
+    from a bad one; set it to an address that needs a token";
+const UNVERIFIED: &str =
+    "the token is not verified yet; VERIFY_URL gave no verdict, and no real answer has come";
+const ONLY_ELSEWHERE: &str = "no request to the API seen, only to other hosts; \
+    is the API's host in API_ORIGINS?";
+
+/// Whether requests of this route go to the API.
+fn is_api(route: Route) -> bool {
+    match route {
+        Route::Intercept | Route::Absolute | Route::Gateway | Route::Sni => true,
+        Route::Tunnel | Route::Passthrough => false,
+    }
+}
+
+fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(requests.iter().map(|(route, count)| (route.as_str(), count)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Facts, QUIET, Readiness, TokenFact};
+    use crate::metrics::Route;
+    use crate::token::{Published, Source, Timestamp, Token, TokenCache};
+    use std::collections::HashSet;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// A token with `exp` 1000.
+    fn published() -> Arc<Published> {
+        let token = Token::parse("e30.eyJleHAiOjEwMDB9.c2ln").unwrap();
+        TokenCache::new().publish(token, Source::Direct, Arc::default(), true, Timestamp(1))
+    }
+
+    #[test]
+    fn readiness_names_the_first_reason_against_it() {
+        let published = published();
+        let token = Some(&*published);
+        let cases = [
+            (false, token, true, 999, None),
+            (false, None, false, 999, Some("no_token")),
+            (false, token, false, 1000, Some("token_expired")),
+            (false, token, false, 999, Some("token_refused")),
+            (true, token, true, 999, Some("draining")),
+            (true, None, false, 999, Some("draining")),
+        ];
+        for (draining, token, usable, now, reason) in cases {
+            let readiness = Readiness::judge(draining, token, usable, Timestamp(now));
+            assert_eq!(readiness, Readiness { ready: reason.is_none(), reason });
+        }
+    }
+
+    #[test]
+    fn a_quiet_start_gives_no_hint_but_a_quiet_while_does() {
+        let idle = [(Route::Intercept, 0), (Route::Tunnel, 0)];
+        let facts = |uptime| Facts { uptime, requests: &idle, ..Facts::default() };
+        assert!(facts(QUIET.saturating_sub(Duration::from_secs(1))).hints().is_empty());
+        assert_eq!(facts(QUIET).hints(), ["no request to the API seen; is HTTPS_PROXY set?"]);
+    }
+
+    #[test]
+    fn traffic_to_other_hosts_alone_gives_another_hint() {
+        let only_tunnels = [(Route::Intercept, 0), (Route::Tunnel, 7)];
+        let facts = Facts { uptime: QUIET, requests: &only_tunnels, ..Facts::default() };
+        let hints = facts.hints();
+        assert!(hints.len() == 1 && hints[0].contains("API_ORIGINS"), "{hints:?}");
+    }
+
+    #[test]
+    fn a_working_sidecar_gives_no_hint() {
+        let busy = [(Route::Gateway, 1), (Route::Tunnel, 7)];
+        let facts = Facts { uptime: QUIET * 10, requests: &busy, ..Facts::default() };
+        assert!(facts.hints().is_empty());
+    }
+
+    #[test]
+    fn each_trouble_has_its_hint() {
+        let trouble = [
+            Facts { token: TokenFact::None, ..Facts::default() },
+            Facts { token: TokenFact::Unverified, ..Facts::default() },
+            Facts { redis_down: true, ..Facts::default() },
+            Facts { verifier_blind: true, ..Facts::default() },
+        ];
+        let hints: HashSet<_> = trouble.iter().flat_map(Facts::hints).collect();
+        assert_eq!(hints.len(), trouble.len());
+    }
+}

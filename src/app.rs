@@ -1,0 +1,496 @@
+//! The one place that builds the parts and wires them; start, drain, stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use rustix::process::{Resource, getrlimit, setrlimit};
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use url::Url;
+
+use crate::admin::{self, AdminState};
+use crate::config::{self, Config, ConfigError};
+use crate::metrics::Metrics;
+use crate::net::{ClientLimits, Dialer, Egress, Worker, Workers};
+use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
+use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError, SourceKind};
+use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
+use crate::token::{Clock, EnvFile, RedisSettings, RedisStore, Token, TokenCache};
+
+/// Held requests give up this long before the drain ends.
+const RELEASE_BEFORE_END: Duration = Duration::from_secs(5);
+
+/// Why the sidecar could not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum AppError {
+    /// A setting that cannot be used; exit code 2.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address is taken, or not this machine's.
+    #[error("{variable}: cannot listen on {address}: {error}")]
+    Listen {
+        /// The variable that names the address.
+        variable: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The refresher cannot be built.
+    #[error(transparent)]
+    Refresher(#[from] SetupError),
+    /// No threads.
+    #[error("cannot start the workers: {0}")]
+    Workers(io::Error),
+}
+
+/// A running sidecar.
+pub struct App {
+    proxy_address: SocketAddr,
+    admin_address: SocketAddr,
+    workers: Workers,
+    admin: JoinHandle<()>,
+    refresher: Arc<Refresher>,
+    cache: Arc<TokenCache>,
+    drain: CancellationToken,
+    release_held: CancellationToken,
+    stop_admin: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl App {
+    /// Starts everything: the ports answer when this returns. The present
+    /// runtime becomes the control runtime. The token is loaded in the
+    /// background; requests that come before it wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`]; nothing is left running then.
+    pub fn start(config: Config) -> Result<Self, AppError> {
+        raise_descriptor_limit();
+        let listener = listen("PROXY_LISTEN", config.listen.proxy)?;
+        let admin_listener = listen("ADMIN_LISTEN", config.listen.admin)?;
+        let (proxy_address, admin_address) = (address_of(&listener)?, address_of(&admin_listener)?);
+        let trust = Trust::open(&config)?;
+        let core = Core::new(&config, vec![proxy_address, admin_address])?;
+        let stores = config.stores.clone();
+        let refresher = core.refresher(&config, Some(&stores))?;
+
+        let drain = CancellationToken::new();
+        let release_held = CancellationToken::new();
+        let stop_admin = CancellationToken::new();
+        let admin = spawn_admin(
+            admin_listener,
+            AdminState {
+                cache: Arc::clone(&core.cache),
+                refresher: Arc::clone(&refresher),
+                metrics: Arc::clone(&core.metrics),
+                clock: Arc::clone(&core.clock),
+                version: env!("CARGO_PKG_VERSION"),
+                started: Instant::now(),
+                draining: drain.clone(),
+                admin_token: config.access.admin_token.clone(),
+            },
+            stop_admin.clone(),
+        )?;
+        // Before the first request is let in: it joins the run that loads the stores.
+        refresher.start();
+        let drain_timeout = config.listen.drain_timeout;
+        let cache = Arc::clone(&core.cache);
+        let proxy = core.proxy(&config, trust, &refresher, &release_held)?;
+        let workers = start_workers(&config, &listener, &proxy, &drain)?;
+        info!(
+            proxy = %proxy_address,
+            admin = %admin_address,
+            workers = config.listen.workers,
+            version = env!("CARGO_PKG_VERSION"),
+            "listening"
+        );
+        Ok(Self {
+            proxy_address,
+            admin_address,
+            workers,
+            admin,
+            refresher,
+            cache,
+            drain,
+            release_held,
+            stop_admin,
+            drain_timeout,
+        })
+    }
+
+    /// Where the proxy listens.
+    #[must_use]
+    pub fn proxy_address(&self) -> SocketAddr {
+        self.proxy_address
+    }
+
+    /// Where the admin port listens.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The current token.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<TokenCache> {
+        &self.cache
+    }
+
+    /// Reads the stores again: an operator's SIGHUP.
+    pub fn reload_stores(&self) {
+        let refresher = Arc::clone(&self.refresher);
+        tokio::spawn(async move { refresher.reload_stores().await });
+    }
+
+    /// Stops accepting, lets running answers end within `DRAIN_TIMEOUT`, and
+    /// stops.
+    pub async fn drain(self) {
+        info!(limit = %humantime::format_duration(self.drain_timeout), "draining");
+        self.drain.cancel();
+        let release_after = self.drain_timeout.saturating_sub(RELEASE_BEFORE_END);
+        let release_held = self.release_held;
+        let release = tokio::spawn(async move {
+            tokio::time::sleep(release_after).await;
+            release_held.cancel();
+        });
+        let workers = self.workers;
+        // A panic inside was logged; the process ends either way.
+        let _ = tokio::task::spawn_blocking(move || workers.join()).await;
+        release.abort();
+        self.stop_admin.cancel();
+        let _ = self.admin.await;
+        info!("stopped");
+    }
+}
+
+/// What a refresh gave that was made without a running sidecar.
+pub struct Refreshed {
+    /// The token, with its source and expiry.
+    pub published: Arc<crate::token::Published>,
+    /// Stores that could not be written, in words.
+    pub unsaved: Vec<String>,
+}
+
+/// One refresh without a sidecar: asks the sources, verifies, saves.
+///
+/// # Errors
+///
+/// [`AppError`] for settings; the inner error tells why no token came.
+pub async fn refresh_once(
+    config: &Config,
+) -> Result<Result<Refreshed, crate::refresh::RefreshFailure>, AppError> {
+    let core = Core::new(config, Vec::new())?;
+    let refresher = core.refresher(config, None)?;
+    let published = match refresher.refresh_now().await {
+        Ok(published) => published,
+        Err(failure) => return Ok(Err(failure)),
+    };
+    let mut unsaved = Vec::new();
+    if let Some(redis) = redis_store(&config.stores)?
+        && let Err(error) = redis.save(&published, core.clock.now()).await
+    {
+        unsaved.push(error.to_string());
+    }
+    if let Err(error) = env_file(&config.stores).save(&published.token) {
+        unsaved.push(error.to_string());
+    }
+    Ok(Ok(Refreshed { published, unsaved }))
+}
+
+/// A token as a store holds it.
+pub struct StoredToken {
+    /// Which store.
+    pub store: String,
+    /// Its token; `None`: it has none, or an error in words.
+    pub token: Result<Option<Token>, String>,
+}
+
+/// What each store holds.
+///
+/// # Errors
+///
+/// [`AppError::Config`] for unusable settings.
+pub async fn stored_tokens(config: &Config) -> Result<Vec<StoredToken>, AppError> {
+    let mut stored = Vec::new();
+    if let Some(redis) = redis_store(&config.stores)? {
+        let token = redis.load().await.map(|stored| stored.map(|stored| stored.token));
+        stored.push(StoredToken {
+            store: format!("redis key {}", config.stores.redis.as_ref().map_or("", |r| &r.key)),
+            token: token.map_err(|error| error.to_string()),
+        });
+    }
+    let file = env_file(&config.stores);
+    stored.push(StoredToken {
+        store: file.path().display().to_string(),
+        token: file.load().map_err(|error| error.to_string()),
+    });
+    Ok(stored)
+}
+
+/// The CA and what goes with it.
+struct Trust {
+    leaves: Leaves,
+    bundle: TrustBundle,
+}
+
+impl Trust {
+    fn open(config: &Config) -> Result<Self, ConfigError> {
+        let at_ca = |error: TlsError| ConfigError::new("CA_DIR", error.to_string());
+        let hosts = config.api.hosts();
+        let authority = Arc::new(Authority::open(&config.ca.dir, &hosts).map_err(at_ca)?);
+        let bundle = write_bundle(config, &authority)?;
+        let leaves = Leaves::new(authority, &hosts).map_err(at_ca)?;
+        Ok(Self { leaves, bundle })
+    }
+}
+
+/// Writes what parsers need to trust the CA.
+///
+/// # Errors
+///
+/// [`ConfigError`] that names `EXTRA_CA_FILE` or `TRUST_DIR`.
+pub fn write_bundle(config: &Config, authority: &Authority) -> Result<TrustBundle, ConfigError> {
+    let extra: Option<&Path> = config.ca.extra_file.as_deref();
+    let bundle = TrustBundle::build(authority, extra)
+        .map_err(|error| ConfigError::new("EXTRA_CA_FILE", error.to_string()))?;
+    bundle
+        .write(&config.ca.trust_dir)
+        .map_err(|error| ConfigError::new("TRUST_DIR", error.to_string()))?;
+    Ok(bundle)
+}
+
+/// Parts that a sidecar and a lone refresh have in common.
+struct Core {
+    cache: Arc<TokenCache>,
+    clock: Arc<Clock>,
+    metrics: Arc<Metrics>,
+    dialer: Arc<Dialer>,
+}
+
+impl Core {
+    fn new(config: &Config, listeners: Vec<SocketAddr>) -> Result<Self, ConfigError> {
+        let upstream = &config.upstream;
+        let tls = tls::client_config(upstream.ca_file.as_deref())
+            .map_err(|error| ConfigError::new("UPSTREAM_CA_FILE", error.to_string()))?;
+        let egress = Egress::new(config.access.allow_hosts.clone(), listeners);
+        Ok(Self {
+            cache: Arc::new(TokenCache::new()),
+            clock: Arc::new(Clock::new()),
+            metrics: Arc::new(Metrics::new(config.listen.workers.get())),
+            dialer: Arc::new(Dialer::new(
+                egress,
+                &upstream.connect_to,
+                tls,
+                upstream.connect_timeout,
+            )),
+        })
+    }
+
+    fn refresher(
+        &self,
+        config: &Config,
+        stores: Option<&config::Stores>,
+    ) -> Result<Arc<Refresher>, AppError> {
+        let refresh = &config.refresh;
+        let solver_tls = tls::client_config(None)
+            .map_err(|error| ConfigError::new("FLARESOLVERR_URL", error.to_string()))?;
+        let settings = RefreshSettings {
+            shop_url: url("SHOP_URL", &config.api.shop_url)?,
+            verify_url: url("VERIFY_URL", &config.api.verify_url)?,
+            api_origins: api_urls(config)?,
+            token_cookies: config.api.token_cookies.clone(),
+            sources: refresh.sources.iter().copied().map(source_kind).collect(),
+            flaresolverr_url: match &refresh.flaresolverr_url {
+                Some(address) => Some(url("FLARESOLVERR_URL", address)?),
+                None => None,
+            },
+            solver_tls: (*solver_tls).clone(),
+            source_patience: refresh.patience,
+            solve_timeout: refresh.solve_timeout,
+            refresh_every: refresh.every,
+            redis: match stores {
+                Some(stores) => redis_store(stores)?,
+                None => None,
+            },
+            env_file: stores.map(env_file),
+            environment: match stores {
+                Some(stores) => initial_token(stores)?,
+                None => None,
+            },
+        };
+        let parts = Parts {
+            cache: Arc::clone(&self.cache),
+            clock: Arc::clone(&self.clock),
+            dialer: Arc::clone(&self.dialer),
+            metrics: Arc::clone(&self.metrics),
+        };
+        Ok(Refresher::new(settings, parts, Handle::current())?)
+    }
+
+    fn proxy(
+        self,
+        config: &Config,
+        trust: Trust,
+        refresher: &Arc<Refresher>,
+        release_held: &CancellationToken,
+    ) -> Result<Arc<Proxy>, AppError> {
+        let origins = Origins::new(config.api.origins.clone())
+            .map_err(|error| ConfigError::new("API_ORIGINS", error.to_string()))?;
+        Ok(Arc::new(Proxy {
+            origins,
+            cache: self.cache,
+            clock: self.clock,
+            refresher: Arc::clone(refresher),
+            dialer: self.dialer,
+            leaves: trust.leaves,
+            metrics: self.metrics,
+            memory: Memory::new(config.limits.replay_memory),
+            release_held: release_held.clone(),
+            settings: Settings {
+                authorization: config.authorization,
+                token_cookies: config.api.token_cookies.clone(),
+                proxy_auth: config.access.proxy_auth.clone(),
+                hold_timeout: config.refresh.hold_timeout,
+                retry_status: config.refresh.retry_status,
+                max_held: config.limits.held,
+                replay_body: config.limits.replay_body,
+                upstream_timeout: config.upstream.timeout,
+                upstream_connections: shares(
+                    config.upstream.connections,
+                    config.listen.workers.get(),
+                ),
+                ca_pem: trust.bundle.ca_pem,
+                bundle_pem: trust.bundle.bundle_pem,
+            },
+        }))
+    }
+}
+
+fn start_workers(
+    config: &Config,
+    listener: &TcpListener,
+    proxy: &Arc<Proxy>,
+    drain: &CancellationToken,
+) -> Result<Workers, AppError> {
+    let limits = ClientLimits {
+        connections: config.limits.connections,
+        client_connections: config.limits.client_connections,
+        networks: config.access.client_networks.clone(),
+        refusal: ProxyError::too_many_connections(),
+    };
+    let make = {
+        let proxy = Arc::clone(proxy);
+        move |worker: &Worker| {
+            let service = Service::start(&proxy, worker);
+            move |client| std::rc::Rc::clone(&service).serve(client)
+        }
+    };
+    let count = config.listen.workers;
+    let timeout = config.listen.drain_timeout;
+    Workers::start(count, listener, limits, &proxy.metrics, drain, timeout, make)
+        .map_err(AppError::Workers)
+}
+
+fn spawn_admin(
+    listener: TcpListener,
+    state: AdminState,
+    stop: CancellationToken,
+) -> Result<JoinHandle<()>, AppError> {
+    let address = address_of(&listener)?;
+    let failed = |error| AppError::Listen { variable: "ADMIN_LISTEN", address, error };
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    Ok(tokio::spawn(admin::serve(listener, Arc::new(state), stop)))
+}
+
+/// Binds without `SO_REUSEPORT`, so that a second sidecar cannot share the port.
+fn listen(variable: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).map_err(|error| AppError::Listen { variable, address, error })
+}
+
+fn address_of(listener: &TcpListener) -> Result<SocketAddr, AppError> {
+    listener.local_addr().map_err(AppError::Workers)
+}
+
+fn redis_store(stores: &config::Stores) -> Result<Option<RedisStore>, ConfigError> {
+    let Some(redis) = &stores.redis else {
+        return Ok(None);
+    };
+    let store = RedisStore::new(RedisSettings {
+        url: redis.url.expose().to_owned(),
+        password: redis.password.clone(),
+        key: redis.key.clone(),
+        cookies_key: redis.cookies_key.clone(),
+        ttl: redis.ttl,
+        tls_ca: redis.tls_ca.clone(),
+        tls_cert: redis.tls_cert.clone(),
+        tls_key: redis.tls_key.clone(),
+    });
+    store.map(Some).map_err(|error| ConfigError::new("REDIS_URL", error.to_string()))
+}
+
+fn env_file(stores: &config::Stores) -> EnvFile {
+    EnvFile::new(stores.env_file.clone(), stores.create_env_file)
+}
+
+fn initial_token(stores: &config::Stores) -> Result<Option<Token>, ConfigError> {
+    let parsed = stores.initial_token.as_ref().map(|text| Token::parse(text.expose()));
+    parsed
+        .transpose()
+        .map_err(|error| ConfigError::new("CHITAI_GOROD_BEARER_TOKEN", error.to_string()))
+}
+
+fn source_kind(kind: config::SourceKind) -> SourceKind {
+    match kind {
+        config::SourceKind::FlareSolverr => SourceKind::FlareSolverr,
+        config::SourceKind::Direct => SourceKind::Direct,
+    }
+}
+
+fn api_urls(config: &Config) -> Result<Vec<Url>, ConfigError> {
+    let urls = config.api.origins.iter().map(|origin| {
+        let text = format!("{}{}", origin.base_url(), origin.prefix);
+        Url::parse(&text).map_err(|error| ConfigError::new("API_ORIGINS", error.to_string()))
+    });
+    urls.collect()
+}
+
+fn url(variable: &'static str, uri: &Uri) -> Result<Url, ConfigError> {
+    Url::parse(&uri.to_string()).map_err(|error| ConfigError::new(variable, error.to_string()))
+}
+
+/// `total` in as equal parts as can be.
+fn shares(total: usize, parts: usize) -> Vec<usize> {
+    (0..parts).map(|index| total / parts + usize::from(index < total % parts)).collect()
+}
+
+/// The soft limit of open files is often 1,024; a proxy needs two for each
+/// request. The hard limit is the operator's.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up() {
+        assert_eq!(shares(256, 4), [64; 4]);
+        assert_eq!(shares(5, 2), [3, 2]);
+    }
+}

@@ -1,0 +1,62 @@
+//! The commands' side of the admin port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use reqwest::{Client, Method, RequestBuilder};
+
+use super::fail;
+use crate::config::Config;
+
+/// Longest wait for a health check's answer.
+const HEALTH_LIMIT: Duration = Duration::from_secs(5);
+
+/// A request to the admin port of the sidecar that `config` describes.
+///
+/// # Errors
+///
+/// The HTTP client cannot be made.
+pub(super) fn request(
+    config: &Config,
+    method: Method,
+    path: &str,
+) -> reqwest::Result<RequestBuilder> {
+    let client = Client::builder().no_proxy().build()?;
+    let url = format!("http://{}{path}", reachable(config.listen.admin));
+    let request = client.request(method, url);
+    Ok(match &config.access.admin_token {
+        Some(token) => request.bearer_auth(token.expose()),
+        None => request,
+    })
+}
+
+/// `healthcheck`: asks `/live` or `/ready`.
+pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
+    let path = if ready { "/ready" } else { "/live" };
+    let asked = async {
+        let request = request(config, Method::GET, path)?.timeout(HEALTH_LIMIT);
+        let answer = request.send().await?;
+        Ok::<_, reqwest::Error>((answer.status(), answer.text().await?))
+    };
+    match asked.await {
+        Ok((status, text)) if status.is_success() => {
+            println!("{}", text.trim());
+            ExitCode::SUCCESS
+        }
+        Ok((_, text)) => fail(text.trim(), 1),
+        Err(error) => {
+            fail(&format!("no answer from the admin port at {}: {error}", config.listen.admin), 1)
+        }
+    }
+}
+
+/// An address to connect to for one to listen on.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}

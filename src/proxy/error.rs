@@ -1,0 +1,372 @@
+//! Answers made here: why a request got one, and how it looks.
+//!
+//! The only place that turns an error into a status. Each such answer has a
+//! JSON body `{"error","message","hint"}` and a `Proxy-Status` field
+//! (RFC 9209), so that a client can tell it from the shop's own.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use serde_json::json;
+use thiserror::Error;
+
+use super::body::AnswerBody;
+use crate::net::{DialError, SendError};
+use crate::refresh::{FailureReason, RefreshFailure};
+
+/// The field that tells who made or changed an answer.
+pub(super) const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+/// Why a request got an answer made here and not by the upstream.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// The client's fault: the request is malformed.
+    #[error("{0}")]
+    BadRequest(&'static str),
+    /// The client's fault: a transfer coding that is not `chunked`.
+    #[error("the transfer coding is not supported, only chunked is")]
+    UnknownCoding,
+    /// The client's fault: too many fields, or too large ones.
+    #[error("the head has more than {fields} fields or {bytes} bytes")]
+    HeaderTooLarge {
+        /// Fields allowed.
+        fields: usize,
+        /// Bytes allowed.
+        bytes: usize,
+    },
+    /// The client's fault: inside a tunnel, a `Host` other than the tunnel's.
+    #[error("the Host field names another host than the CONNECT request")]
+    Misdirected,
+    /// The client must present the credentials of `PROXY_AUTH`.
+    #[error("credentials are required")]
+    AuthRequired {
+        /// At the gateway we are the origin: 401 instead of 407.
+        gateway: bool,
+    },
+    /// The gateway has no API origin for the host or path.
+    #[error("no API origin matches {path}")]
+    NoSuchOrigin {
+        /// The request's path.
+        path: String,
+    },
+    /// No live token, and no refresh gave one.
+    #[error("there is no token and none could be had")]
+    TokenUnavailable(RefreshFailure),
+    /// `HOLD_TIMEOUT` passed while the refresh went on.
+    #[error("the refresh takes longer than {}", humantime::format_duration(*.limit))]
+    HoldTimeout {
+        /// The time allowed.
+        limit: Duration,
+        /// `RETRY_STATUS`.
+        status: StatusCode,
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// `MAX_HELD` requests are held already.
+    #[error("too many requests wait for a token")]
+    TooManyHeld {
+        /// When to come back.
+        retry_after: Duration,
+    },
+    /// `MAX_CONNECTIONS` or `MAX_CLIENT_CONNECTIONS` is reached.
+    #[error("too many connections")]
+    TooManyConnections,
+    /// No connection to the upstream, or the egress policy forbids it.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The upstream's connection broke, or it does not speak HTTP.
+    #[error("the upstream broke off or sent what is no HTTP: {0}")]
+    Protocol(hyper::Error),
+    /// The upstream switched protocols although nobody asked it to.
+    #[error("the upstream switched protocols unasked")]
+    UnexpectedUpgrade,
+    /// The client broke off its own body.
+    #[error("the request body ended early")]
+    ClientBody,
+    /// No response head within `UPSTREAM_TIMEOUT`.
+    #[error("no answer from the upstream within {}", humantime::format_duration(*.0))]
+    UpstreamTimeout(Duration),
+    /// The process is stopping.
+    #[error("the proxy is stopping")]
+    Draining,
+}
+
+/// How one error looks from outside.
+struct Face {
+    status: StatusCode,
+    code: &'static str,
+    /// Error type of RFC 9209 §2.3.
+    kind: &'static str,
+    hint: &'static str,
+}
+
+const fn face(
+    status: StatusCode,
+    code: &'static str,
+    kind: &'static str,
+    hint: &'static str,
+) -> Face {
+    Face { status, code, kind, hint }
+}
+
+impl From<SendError> for ProxyError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::Dial(error) => Self::Dial(error),
+            // The only user code in an upstream connection is the body that
+            // streams from the client.
+            SendError::Http(error) if error.is_user() => Self::ClientBody,
+            SendError::Http(error) => Self::Protocol(error),
+        }
+    }
+}
+
+impl ProxyError {
+    /// The answer for the client.
+    #[must_use]
+    pub fn into_response(self) -> Response<AnswerBody> {
+        let face = self.face();
+        let body = json!({
+            "error": face.code,
+            "message": self.to_string(),
+            "hint": face.hint,
+        });
+        let mut response = Response::new(AnswerBody::made(format!("{body}\n")));
+        *response.status_mut() = face.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        add_proxy_status(headers, face.kind, face.code);
+        self.add_fields(headers);
+        response
+    }
+
+    /// What a connection over a limit is told: a whole answer, in bytes.
+    #[must_use]
+    pub fn too_many_connections() -> Bytes {
+        let face = Self::TooManyConnections.face();
+        let body = json!({
+            "error": face.code,
+            "message": Self::TooManyConnections.to_string(),
+            "hint": face.hint,
+        });
+        let body = format!("{body}\n");
+        Bytes::from(format!(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+             proxy-status: token-sidecar; error={}; details=\"{}\"\r\nretry-after: 1\r\n\
+             connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            face.kind,
+            face.code,
+            body.len(),
+        ))
+    }
+
+    fn face(&self) -> Face {
+        match self {
+            Self::Dial(error) => dial_face(error),
+            Self::TokenUnavailable(_)
+            | Self::HoldTimeout { .. }
+            | Self::TooManyHeld { .. }
+            | Self::TooManyConnections
+            | Self::Draining => self.waiting_face(),
+            Self::Protocol(_) | Self::UnexpectedUpgrade => face(
+                StatusCode::BAD_GATEWAY,
+                "upstream_protocol",
+                "http_protocol_error",
+                "Try again; if it stays, look at the upstream.",
+            ),
+            Self::UpstreamTimeout(_) => face(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "http_response_timeout",
+                "Try again; UPSTREAM_TIMEOUT sets the limit.",
+            ),
+            _ => self.client_face(),
+        }
+    }
+
+    /// Faces of what the client did wrong.
+    fn client_face(&self) -> Face {
+        match self {
+            Self::HeaderTooLarge { .. } => face(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "header_too_large",
+                "http_request_error",
+                "Send fewer or smaller fields; cookies, mostly.",
+            ),
+            Self::Misdirected => face(
+                StatusCode::MISDIRECTED_REQUEST,
+                "misdirected",
+                "http_request_error",
+                "Open a tunnel of its own for each host.",
+            ),
+            Self::AuthRequired { gateway: false } => face(
+                StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+                "proxy_auth_required",
+                "http_request_denied",
+                "Put user and password into the proxy's URL: http://user:password@host:port.",
+            ),
+            Self::AuthRequired { gateway: true } => face(
+                StatusCode::UNAUTHORIZED,
+                "proxy_auth_required",
+                "http_request_denied",
+                "Put user and password into the base URL: http://user:password@host:port/…",
+            ),
+            Self::NoSuchOrigin { .. } => face(
+                StatusCode::NOT_FOUND,
+                "no_such_origin",
+                "http_request_error",
+                "Paths start with a prefix of API_ORIGINS, or Host names an API host. As a \
+                 proxy, send absolute-form or CONNECT.",
+            ),
+            Self::UnknownCoding => face(
+                StatusCode::NOT_IMPLEMENTED,
+                "bad_request",
+                "http_request_error",
+                "Send the body by length or chunked.",
+            ),
+            _ => face(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "http_request_error",
+                "The request is not valid HTTP for a proxy; see the message.",
+            ),
+        }
+    }
+
+    /// Faces of what may pass with time.
+    fn waiting_face(&self) -> Face {
+        match self {
+            Self::HoldTimeout { status, .. } => face(
+                *status,
+                "hold_timeout",
+                "http_response_timeout",
+                "Try again after Retry-After: the refresh goes on. HOLD_TIMEOUT sets the limit.",
+            ),
+            Self::TooManyHeld { .. } => face(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_held",
+                "connection_limit_reached",
+                "Try again after Retry-After; MAX_HELD sets the limit.",
+            ),
+            Self::TooManyConnections => face(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "connection_limit_reached",
+                "Close idle connections; MAX_CONNECTIONS and MAX_CLIENT_CONNECTIONS set the limits.",
+            ),
+            Self::Draining => face(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "proxy_internal_response",
+                "Try again: another instance, or this one after its restart.",
+            ),
+            _ => face(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "token_unavailable",
+                "proxy_internal_error",
+                "See /status on the admin port and the log: the token's sources fail.",
+            ),
+        }
+    }
+
+    fn add_fields(&self, headers: &mut HeaderMap) {
+        const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"token-sidecar\"");
+        match self {
+            Self::AuthRequired { gateway: false } => {
+                headers.insert(PROXY_AUTHENTICATE, BASIC);
+            }
+            Self::AuthRequired { gateway: true } => {
+                headers.insert(WWW_AUTHENTICATE, BASIC);
+            }
+            Self::TokenUnavailable(failure) => add_retry_after(headers, failure.retry_after),
+            Self::HoldTimeout { retry_after, .. } | Self::TooManyHeld { retry_after } => {
+                add_retry_after(headers, *retry_after);
+            }
+            Self::Draining => add_retry_after(headers, Duration::from_secs(1)),
+            // The rest of such a message cannot be trusted to be framed.
+            Self::BadRequest(_) | Self::UnknownCoding | Self::HeaderTooLarge { .. } => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn dial_face(error: &DialError) -> Face {
+    let unreachable = |kind| {
+        face(
+            StatusCode::BAD_GATEWAY,
+            "upstream_unreachable",
+            kind,
+            "Check the name, the network and the upstream itself.",
+        )
+    };
+    match error {
+        DialError::NotAllowed { .. } => face(
+            StatusCode::FORBIDDEN,
+            "target_not_allowed",
+            "destination_ip_prohibited",
+            "List the host in ALLOW_HOSTS of the sidecar, or better, in NO_PROXY of the client.",
+        ),
+        DialError::Resolve { .. } => unreachable("dns_error"),
+        DialError::Timeout { .. } => unreachable("connection_timeout"),
+        DialError::Tls { .. } => face(
+            StatusCode::BAD_GATEWAY,
+            "upstream_tls",
+            "tls_certificate_error",
+            "The upstream's certificate did not verify; UPSTREAM_CA_FILE adds roots.",
+        ),
+        _ => unreachable("connection_refused"),
+    }
+}
+
+/// Adds our own member to `Proxy-Status`; the upstream's stay.
+fn add_proxy_status(headers: &mut HeaderMap, kind: &str, details: &str) {
+    let member = format!("token-sidecar; error={kind}; details=\"{details}\"");
+    if let Ok(member) = HeaderValue::try_from(member) {
+        headers.append(PROXY_STATUS, member);
+    }
+}
+
+fn add_retry_after(headers: &mut HeaderMap, wait: Duration) {
+    let seconds = wait.as_millis().div_ceil(1000).max(1);
+    if let Ok(seconds) = HeaderValue::try_from(seconds.to_string()) {
+        headers.insert(RETRY_AFTER, seconds);
+    }
+}
+
+/// Why the upstream's own 401 is passed on although the token was ours.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PassedOn {
+    /// The refresh failed.
+    RefreshFailed,
+    /// An earlier refresh failed and the next may not start yet.
+    Backoff,
+    /// The request's body was too large to be kept.
+    NotReplayable,
+}
+
+impl From<FailureReason> for PassedOn {
+    fn from(reason: FailureReason) -> Self {
+        match reason {
+            FailureReason::Backoff => Self::Backoff,
+            FailureReason::RefreshFailed => Self::RefreshFailed,
+        }
+    }
+}
+
+/// Marks a 401 that is passed on: why, and when the next try makes sense.
+pub(super) fn mark_passed_on(headers: &mut HeaderMap, why: PassedOn, retry_after: Duration) {
+    let details = match why {
+        PassedOn::RefreshFailed => "refresh_failed",
+        PassedOn::Backoff => "backoff",
+        PassedOn::NotReplayable => "not_replayable",
+    };
+    add_proxy_status(headers, "proxy_internal_error", details);
+    add_retry_after(headers, retry_after);
+}

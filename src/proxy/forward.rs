@@ -1,0 +1,276 @@
+//! One request to its upstream: with the token, held when that is refused,
+//! sent once more with the next one.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, response};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep_until};
+
+use super::body::{AnswerBody, KeptBody, UpstreamBody};
+use super::credentials::{has_personal_token, has_token_cookie};
+use super::error::{PassedOn, ProxyError, mark_passed_on};
+use super::headers::{Rewrite, for_client, for_upstream};
+use super::hold::Deadline;
+use super::intercept::origin_form;
+use super::replay::{Replay, ReplayBody};
+use super::service::{Answer, Service};
+use super::{Proxy, Settings};
+use crate::metrics::{Limit, ReplayOutcome};
+use crate::net::Upstream;
+use crate::refresh::{Endpoint, Refusal, Verdict};
+use crate::token::{Published, Timestamp, Token};
+
+/// Bytes of a 401 that are kept during a hold, so that its connection is free.
+const KEPT_ANSWER: usize = 64 * 1024;
+
+/// Where a request goes, and how.
+pub(super) struct Outbound<'a> {
+    /// The upstream's connections.
+    pub(super) upstream: &'a Rc<Upstream<ReplayBody>>,
+    /// `Host` for the upstream; `None`: the client's own.
+    pub(super) host: Option<&'a HeaderValue>,
+    /// Whether the token goes there.
+    pub(super) with_token: bool,
+}
+
+/// What becomes of the client's credentials.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    /// They are the client's own affair, and a 401 on them is, too.
+    Keep,
+    /// Ours take their place; `add`: also where the client brought none.
+    Replace { add: bool },
+}
+
+impl Service {
+    /// Forwards `request`, which passed the gate, and returns the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`]: no answer came about, or the request's hold ended.
+    pub(super) async fn forward(
+        &self,
+        request: Request<Incoming>,
+        to: Outbound<'_>,
+    ) -> Result<Answer, ProxyError> {
+        let (parts, body) = request.into_parts();
+        let proxy = &*self.proxy;
+        let credentials = if to.with_token {
+            credentials_of(&parts.headers, &proxy.settings, proxy.clock.now())
+        } else {
+            Credentials::Keep
+        };
+        let keep = if credentials == Credentials::Keep { 0 } else { proxy.settings.replay_body };
+        let body = Replay::new(body, keep, &proxy.memory);
+        let deadline = Deadline::default();
+        Exchange { proxy, to, parts, body, credentials, deadline }.run().await
+    }
+}
+
+fn credentials_of(headers: &HeaderMap, settings: &Settings, now: Timestamp) -> Credentials {
+    let cookies = &settings.token_cookies;
+    let add = settings.authorization.always;
+    if settings.authorization.keep_personal && has_personal_token(headers, cookies, now) {
+        Credentials::Keep
+    } else if add || headers.contains_key(AUTHORIZATION) || has_token_cookie(headers, cookies) {
+        Credentials::Replace { add }
+    } else {
+        Credentials::Keep
+    }
+}
+
+/// A request with all that it takes to send it twice.
+struct Exchange<'a> {
+    proxy: &'a Proxy,
+    to: Outbound<'a>,
+    parts: Parts,
+    body: Replay,
+    credentials: Credentials,
+    deadline: Deadline,
+}
+
+impl Exchange<'_> {
+    async fn run(mut self) -> Result<Answer, ProxyError> {
+        if self.credentials == Credentials::Keep {
+            return Ok(streaming(self.send(None).await?));
+        }
+        let used = self.live_token().await?;
+        let sent_at = Instant::now();
+        let answer = self.send(Some(&used.token)).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let refusal = self.refusal(&used, sent_at);
+            return self.recover(answer, refusal).await;
+        }
+        self.confirm(&used, answer.status());
+        Ok(streaming(answer))
+    }
+
+    /// The current token, or, where there is none that lives, the next.
+    async fn live_token(&mut self) -> Result<Arc<Published>, ProxyError> {
+        let proxy = self.proxy;
+        let now = proxy.clock.now();
+        if let Some(current) = proxy.cache.current().filter(|current| current.token.is_live(now)) {
+            return Ok(current);
+        }
+        let acquired = proxy.hold(&mut self.deadline, proxy.refresher.acquire()).await?;
+        acquired.map_err(ProxyError::TokenUnavailable)
+    }
+
+    /// A 401 on our token: waits for the next one, or for the news that there
+    /// is none.
+    async fn recover(
+        mut self,
+        answer: Response<UpstreamBody>,
+        refusal: Refusal,
+    ) -> Result<Answer, ProxyError> {
+        let proxy = self.proxy;
+        if !self.body.is_replayable() {
+            proxy.refresher.report(refusal);
+            return Ok(self.not_replayable(Refused::unread(answer)));
+        }
+        let wait = async {
+            let refused = Refused::read(answer, proxy).await;
+            (refused, proxy.refresher.refused(refusal).await)
+        };
+        let held = proxy.hold(&mut self.deadline, wait).await;
+        let (refused, verdict) =
+            held.inspect_err(|_| proxy.metrics.replay(ReplayOutcome::Failed))?;
+        match verdict {
+            // The body may have gone on, and outgrown its limit, meanwhile.
+            Verdict::Replay(_) if !self.body.is_replayable() => Ok(self.not_replayable(refused)),
+            Verdict::Replay(next) => self.replay(&next).await,
+            Verdict::PassOn => Ok(refused.into_answer()),
+            Verdict::Failed(failure) => {
+                proxy.metrics.replay(ReplayOutcome::Failed);
+                Ok(refused.pass_on(failure.reason.into(), failure.retry_after))
+            }
+        }
+    }
+
+    /// The second sending. Whatever comes is the client's answer.
+    async fn replay(&self, next: &Arc<Published>) -> Result<Answer, ProxyError> {
+        let sent_at = Instant::now();
+        let answer = self.send(Some(&next.token)).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            self.proxy.refresher.report(self.refusal(next, sent_at));
+            self.proxy.metrics.replay(ReplayOutcome::RefusedAgain);
+        } else {
+            self.confirm(next, answer.status());
+            self.proxy.metrics.replay(ReplayOutcome::Answered);
+        }
+        Ok(streaming(answer))
+    }
+
+    /// Sends the request and waits for the answer's head. A client that is
+    /// still giving its body is no silent upstream.
+    async fn send(&self, token: Option<&Token>) -> Result<Response<UpstreamBody>, ProxyError> {
+        let limit = self.proxy.settings.upstream_timeout;
+        let mut quiet_since = Instant::now();
+        let mut send = pin!(self.to.upstream.send(self.request(token)));
+        loop {
+            tokio::select! {
+                biased;
+                answer = send.as_mut() => return expect_answer(answer?),
+                () = sleep_until(quiet_since + limit) => {}
+            }
+            match self.body.progress() {
+                Some(progress) if progress > quiet_since => quiet_since = progress,
+                _ => return Err(ProxyError::UpstreamTimeout(limit)),
+            }
+        }
+    }
+
+    /// The request as the upstream gets it.
+    fn request(&self, token: Option<&Token>) -> Request<ReplayBody> {
+        let mut request = Request::new(self.body.body());
+        let uri = &self.parts.uri;
+        *request.method_mut() = self.parts.method.clone();
+        *request.uri_mut() = if uri.scheme().is_some() { origin_form(uri) } else { uri.clone() };
+        *request.version_mut() = Version::HTTP_11;
+        *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(token));
+        // hyper keeps the spelling of field names there.
+        *request.extensions_mut() = self.parts.extensions.clone();
+        request
+    }
+
+    fn rewrite<'b>(&'b self, token: Option<&'b Token>) -> Rewrite<'b> {
+        Rewrite {
+            token,
+            add: self.credentials == Credentials::Replace { add: true },
+            cookies: &self.proxy.settings.token_cookies,
+            keep_personal: self.proxy.settings.authorization.keep_personal,
+            host: self.to.host,
+        }
+    }
+
+    fn refusal(&self, used: &Published, sent_at: Instant) -> Refusal {
+        Refusal {
+            generation: used.generation,
+            sent_at,
+            endpoint: Endpoint::new(&self.parts.method, self.parts.uri.path()),
+        }
+    }
+
+    /// An answer that only a good token gets is as good as a verdict.
+    fn confirm(&self, used: &Published, status: StatusCode) {
+        if !used.is_verified() && status.is_success() {
+            self.proxy.refresher.confirm(used.generation);
+        }
+    }
+
+    fn not_replayable(&self, refused: Refused) -> Answer {
+        self.proxy.metrics.limited(Limit::ReplayBody);
+        self.proxy.metrics.replay(ReplayOutcome::NotReplayable);
+        refused.pass_on(PassedOn::NotReplayable, self.proxy.refresher.retry_after())
+    }
+}
+
+/// A 401 that may be passed on later.
+struct Refused {
+    parts: response::Parts,
+    body: AnswerBody,
+}
+
+impl Refused {
+    /// Reads the body, within limits, so that its connection is free.
+    async fn read(answer: Response<UpstreamBody>, proxy: &Proxy) -> Self {
+        let (parts, body) = answer.into_parts();
+        let body = KeptBody::read(body, KEPT_ANSWER, &proxy.memory).await;
+        Self { parts, body: AnswerBody::Kept(body) }
+    }
+
+    fn unread(answer: Response<UpstreamBody>) -> Self {
+        let (parts, body) = answer.into_parts();
+        Self { parts, body: AnswerBody::Streaming(body) }
+    }
+
+    fn into_answer(mut self) -> Answer {
+        self.parts.headers = for_client(self.parts.headers);
+        self.parts.version = Version::HTTP_11;
+        Response::from_parts(self.parts, self.body)
+    }
+
+    fn pass_on(self, why: PassedOn, retry_after: Duration) -> Answer {
+        let mut answer = self.into_answer();
+        mark_passed_on(answer.headers_mut(), why, retry_after);
+        answer
+    }
+}
+
+/// The upstream's answer, for the client.
+fn streaming(answer: Response<UpstreamBody>) -> Answer {
+    Refused::unread(answer).into_answer()
+}
+
+fn expect_answer(answer: Response<UpstreamBody>) -> Result<Response<UpstreamBody>, ProxyError> {
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ProxyError::UnexpectedUpgrade);
+    }
+    Ok(answer)
+}

@@ -1,0 +1,203 @@
+//! The gate: refuses what hyper lets through and no proxy may forward.
+//!
+//! hyper itself refuses obsolete line folding, space before a colon, NUL and
+//! bare CR, and a bad or differing `Content-Length`.
+
+use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{Method, Version};
+
+use super::error::ProxyError;
+
+/// Fields in the head of a request.
+const MAX_FIELDS: usize = 100;
+
+/// Bytes of all fields of a head together.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Passes a request that is safe to forward.
+///
+/// # Errors
+///
+/// [`ProxyError::BadRequest`], [`ProxyError::UnknownCoding`] or
+/// [`ProxyError::HeaderTooLarge`].
+pub(super) fn check(parts: &Parts) -> Result<(), ProxyError> {
+    check_size(parts)?;
+    check_framing(parts)?;
+    check_target(parts)?;
+    check_host(parts)
+}
+
+fn check_size(parts: &Parts) -> Result<(), ProxyError> {
+    let bytes: usize =
+        parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if parts.headers.len() > MAX_FIELDS || bytes > MAX_HEAD {
+        return Err(ProxyError::HeaderTooLarge { fields: MAX_FIELDS, bytes: MAX_HEAD });
+    }
+    Ok(())
+}
+
+/// RFC 9112 §6.1 and §6.3: one way to tell the body's length, and only one.
+fn check_framing(parts: &Parts) -> Result<(), ProxyError> {
+    let mut codings = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
+    if parts.headers.contains_key(CONTENT_LENGTH) {
+        return Err(ProxyError::BadRequest(
+            "Content-Length and Transfer-Encoding exclude each other",
+        ));
+    }
+    if parts.version != Version::HTTP_11 {
+        return Err(ProxyError::BadRequest("Transfer-Encoding needs HTTP/1.1"));
+    }
+    let coding = coding.as_bytes().to_ascii_lowercase();
+    if codings.next().is_some() || coding.split(|byte| *byte == b',').count() > 1 {
+        let repeated = parts.headers.get_all(TRANSFER_ENCODING).iter().all(|value| {
+            value
+                .as_bytes()
+                .split(|byte| *byte == b',')
+                .all(|one| one.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+        });
+        return Err(if repeated {
+            ProxyError::BadRequest("the chunked coding is applied twice")
+        } else {
+            ProxyError::UnknownCoding
+        });
+    }
+    if coding != b"chunked" {
+        return Err(ProxyError::UnknownCoding);
+    }
+    Ok(())
+}
+
+/// The forms of RFC 9112 §3.2, each with its methods.
+fn check_target(parts: &Parts) -> Result<(), ProxyError> {
+    let uri = &parts.uri;
+    let has_userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    if has_userinfo {
+        return Err(ProxyError::BadRequest("the target holds credentials"));
+    }
+    match (uri.scheme_str(), uri.authority()) {
+        (None, Some(authority)) if parts.method == Method::CONNECT => check_connect(authority),
+        _ if parts.method == Method::CONNECT => {
+            Err(ProxyError::BadRequest("CONNECT takes host:port as its target"))
+        }
+        (None, Some(_)) => {
+            Err(ProxyError::BadRequest("only CONNECT takes host:port as its target"))
+        }
+        (None, None) if uri.path() == "*" && parts.method != Method::OPTIONS => {
+            Err(ProxyError::BadRequest("only OPTIONS takes * as its target"))
+        }
+        (None, None) => Ok(()),
+        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
+            check_port(authority)
+        }
+        _ => Err(ProxyError::BadRequest("the target is neither an http nor an https URL")),
+    }
+}
+
+fn check_connect(authority: &Authority) -> Result<(), ProxyError> {
+    if authority.host().is_empty() || authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
+    }
+    Ok(())
+}
+
+fn check_port(authority: &Authority) -> Result<(), ProxyError> {
+    let written = authority.as_str().len() > authority.host().len();
+    if written && authority.port_u16().is_none_or(|port| port == 0) {
+        return Err(ProxyError::BadRequest("the target's port is no port"));
+    }
+    Ok(())
+}
+
+/// RFC 9112 §3.2: one `Host` in HTTP/1.1, at most one before it. CONNECT's is
+/// not looked at.
+fn check_host(parts: &Parts) -> Result<(), ProxyError> {
+    if parts.method == Method::CONNECT {
+        return Ok(());
+    }
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => Err(ProxyError::BadRequest("there is more than one Host field")),
+        (None, None) if parts.version == Version::HTTP_11 => {
+            Err(ProxyError::BadRequest("the Host field is missing"))
+        }
+        (Some(host), None) if !is_host(host.as_bytes()) => {
+            Err(ProxyError::BadRequest("the Host field is not a host"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_host(value: &[u8]) -> bool {
+    value.is_empty() || Authority::try_from(value).is_ok_and(|host| !host.as_str().contains('@'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn check_one(request: http::request::Builder, status: u16) {
+        let shown = format!("{request:?}");
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let got =
+            check(&parts).map_or_else(|error| error.into_response().status().as_u16(), |()| 200);
+        assert_eq!(got, status, "{shown}");
+    }
+
+    #[test]
+    fn targets_must_fit_their_method() {
+        let with_host = |builder: http::request::Builder| builder.header(HOST, "h");
+        check_one(with_host(Request::get("/x")), 200);
+        check_one(with_host(Request::get("http://h/x")), 200);
+        check_one(with_host(Request::options("*")), 200);
+        check_one(with_host(Request::get("*")), 400);
+        check_one(with_host(Request::get("ftp://h/x")), 400);
+        check_one(with_host(Request::get("http://user@h/x")), 400);
+        check_one(with_host(Request::get("h:80")), 400);
+        check_one(with_host(Request::get("http://h:0/")), 400);
+        check_one(Request::connect("h:443").version(Version::HTTP_10), 200);
+        check_one(Request::connect("h:443"), 200);
+        check_one(Request::connect("h"), 400);
+        check_one(Request::connect("http://h/"), 400);
+    }
+
+    #[test]
+    fn there_is_one_host_and_it_is_one() {
+        check_one(Request::get("/"), 400);
+        check_one(Request::get("/").version(Version::HTTP_10), 200);
+        check_one(Request::get("/").header(HOST, "a").header(HOST, "a"), 400);
+        check_one(Request::get("/").header(HOST, "a b"), 400);
+        check_one(Request::get("/").header(HOST, "u@a"), 400);
+        check_one(Request::get("/").header(HOST, "[::1]:80"), 200);
+    }
+
+    #[test]
+    fn bodies_have_one_length() {
+        let coded =
+            |coding: &str| Request::post("/").header(HOST, "h").header(TRANSFER_ENCODING, coding);
+        check_one(coded("chunked"), 200);
+        check_one(coded("Chunked"), 200);
+        check_one(coded("gzip, chunked"), 501);
+        check_one(coded("identity"), 501);
+        check_one(coded("chunked, chunked"), 400);
+        check_one(coded("chunked").header(TRANSFER_ENCODING, "chunked"), 400);
+        check_one(coded("chunked").header(CONTENT_LENGTH, "3"), 400);
+        check_one(coded("chunked").version(Version::HTTP_10), 400);
+    }
+
+    #[test]
+    fn heads_have_a_size() {
+        let with_host = || Request::get("/").header(HOST, "h");
+        let many = |count| {
+            (0..count).fold(with_host(), |request, i| request.header(format!("x-{i}"), "1"))
+        };
+        check_one(many(99), 200);
+        check_one(many(100), 431);
+        check_one(with_host().header("x", "y".repeat(64 * 1024)), 431);
+    }
+}

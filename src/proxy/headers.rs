@@ -1,0 +1,187 @@
+//! Fields of a message on its way through.
+//!
+//! A head is rebuilt field by field rather than edited: removal from
+//! `http::HeaderMap` would change the order of the others.
+//!
+//! # Invariants
+//!
+//! - Hop-by-hop fields (RFC 9110 §7.6.1), those that `Connection` names, and
+//!   proxy credentials never cross, either way.
+//! - Nothing is added but `Authorization`.
+
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+    COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
+
+use super::credentials::replace_in_cookies;
+use crate::token::Token;
+
+/// Hop-by-hop by definition, whatever `Connection` says.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HeaderName::from_static("proxy-authentication-info"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Fields that no trailer section may hold (RFC 9110 §6.5.1): framing,
+/// routing, authentication and what says how to read the body.
+const NOT_IN_TRAILERS: [HeaderName; 12] = [
+    AUTHORIZATION,
+    COOKIE,
+    CONTENT_ENCODING,
+    CONTENT_LENGTH,
+    CONTENT_RANGE,
+    CONTENT_TYPE,
+    HOST,
+    SET_COOKIE,
+    TRAILER,
+    WWW_AUTHENTICATE,
+    HeaderName::from_static("max-forwards"),
+    HeaderName::from_static("expect"),
+];
+
+/// What becomes of the client's credentials.
+pub(super) struct Rewrite<'a> {
+    /// The token to put in; `None`: credentials stay as they are.
+    pub(super) token: Option<&'a Token>,
+    /// Whether a missing `Authorization` is added.
+    pub(super) add: bool,
+    /// Names of the token's cookie.
+    pub(super) cookies: &'a [String],
+    /// Whether a personal token in a cookie stays.
+    pub(super) keep_personal: bool,
+    /// The value of `Host` for the upstream; `None`: the client's own.
+    pub(super) host: Option<&'a HeaderValue>,
+}
+
+/// The fields of a request as the upstream gets them.
+pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap {
+    let mut to = HeaderMap::with_capacity(from.len() + 1);
+    let named = Named::of(from);
+    for (name, value) in from {
+        if named.stops(name) {
+            if name == TE && is_trailers(value) {
+                to.append(name, value.clone());
+            }
+        } else if name == HOST {
+            to.insert(name, rewrite.host.unwrap_or(value).clone());
+        } else if name == AUTHORIZATION {
+            match rewrite.token {
+                Some(token) => drop(to.insert(name, token.authorization().clone())),
+                None => drop(to.append(name, value.clone())),
+            }
+        } else if name == COOKIE {
+            let ours = rewrite.token.and_then(|token| {
+                replace_in_cookies(value, rewrite.cookies, token, rewrite.keep_personal)
+            });
+            to.append(name, ours.unwrap_or_else(|| value.clone()));
+        } else {
+            to.append(name, value.clone());
+        }
+    }
+    if let (Some(host), false) = (rewrite.host, to.contains_key(HOST)) {
+        to.insert(HOST, host.clone());
+    }
+    if let (Some(token), true) = (rewrite.token, rewrite.add) {
+        to.entry(AUTHORIZATION).or_insert_with(|| token.authorization().clone());
+    }
+    to
+}
+
+/// The fields of an answer as the client gets them.
+pub(super) fn for_client(from: HeaderMap) -> HeaderMap {
+    let named = Named::of(&from);
+    if !from.keys().any(|name| named.stops(name)) {
+        return from;
+    }
+    let mut to = HeaderMap::with_capacity(from.len());
+    for (name, value) in &from {
+        if !named.stops(name) {
+            to.append(name, value.clone());
+        }
+    }
+    to
+}
+
+/// Drops trailer fields that would change how the message is read.
+pub(super) fn retain_allowed_trailers(trailers: &mut HeaderMap) {
+    let named = Named::default();
+    let kept: HeaderMap = trailers
+        .iter()
+        .filter(|(name, _)| !NOT_IN_TRAILERS.contains(name) && !named.stops(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    *trailers = kept;
+}
+
+/// Fields that the message's `Connection` names.
+#[derive(Default)]
+struct Named(Vec<HeaderName>);
+
+impl Named {
+    fn of(headers: &HeaderMap) -> Self {
+        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let names = values.flat_map(|value| value.split(','));
+        let names = names.filter_map(|name| HeaderName::try_from(name.trim()).ok());
+        // Without these two the message would not arrive at all; no client
+        // means that.
+        Self(names.filter(|name| *name != HOST && *name != CONTENT_LENGTH).collect())
+    }
+
+    fn stops(&self, name: &HeaderName) -> bool {
+        HOP_BY_HOP.contains(name) || self.0.contains(name)
+    }
+}
+
+fn is_trailers(value: &HeaderValue) -> bool {
+    value.as_bytes().eq_ignore_ascii_case(b"trailers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pair =
+            |&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value));
+        pairs.iter().map(pair).collect()
+    }
+
+    fn untouched() -> Rewrite<'static> {
+        Rewrite { token: None, add: false, cookies: &[], keep_personal: true, host: None }
+    }
+
+    #[test]
+    fn hop_by_hop_and_named_fields_stop_and_the_rest_keeps_its_order() {
+        let from = fields(&[
+            ("a", "1"),
+            ("connection", "close, x-mine, Host"),
+            ("host", "h"),
+            ("x-mine", "2"),
+            ("proxy-authorization", "Basic eA=="),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("z", "3"),
+        ]);
+        let to = for_upstream(&from, &untouched());
+        let names: Vec<_> = to.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["a", "host", "te", "z"]);
+        assert_eq!(for_client(from).keys().count(), 3);
+    }
+
+    #[test]
+    fn trailers_lose_what_changes_the_message() {
+        let mut trailers =
+            fields(&[("authorization", "x"), ("x-sum", "1"), ("content-length", "3")]);
+        retain_allowed_trailers(&mut trailers);
+        assert_eq!(trailers, fields(&[("x-sum", "1")]));
+    }
+}

@@ -1,0 +1,225 @@
+//! CONNECT to an API host: TLS ends here, or there is none, and the inner
+//! requests are forwarded with the token.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Uri};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use super::error::ProxyError;
+use super::forward::Outbound;
+use super::gate;
+use super::service::{Answer, Seen, Service};
+use crate::config::normalize_host;
+use crate::metrics::Route;
+
+/// Longest time until a client has begun, and until it has finished, its TLS
+/// handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+/// First byte of a TLS connection: the content type `handshake`
+/// (RFC 8446 §5.1). No HTTP method starts with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The tunnel that a client asked for.
+#[derive(Clone)]
+pub(super) struct Tunnelled {
+    /// Host of the CONNECT request, normalized.
+    pub(super) host: String,
+    /// Its port.
+    pub(super) port: u16,
+    /// The API origin that it names.
+    pub(super) origin: usize,
+}
+
+impl Service {
+    /// Serves what comes inside the tunnel.
+    pub(super) async fn intercept(
+        self: &Rc<Self>,
+        on_upgrade: OnUpgrade,
+        tunnelled: Tunnelled,
+        client: SocketAddr,
+    ) {
+        let begun = tokio::select! {
+            begun = timeout(HANDSHAKE_LIMIT, begin(on_upgrade)) => begun,
+            () = self.drain().cancelled() => return,
+        };
+        let (stream, first) = match begun {
+            Ok(Ok(Some(begun))) => begun,
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => return debug!(%error, client.addr = %client, "tunnel was not used"),
+            Err(_) => return debug!(client.addr = %client, "tunnel was not used in time"),
+        };
+        let route = |request| {
+            let (service, tunnelled) = (Rc::clone(self), &tunnelled);
+            async move { service.inner(request, tunnelled, client).await }
+        };
+        if first != TLS_HANDSHAKE {
+            return self.serve_http(stream, route).await;
+        }
+        let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
+            return debug!(host = tunnelled.host, "no certificate for an API host");
+        };
+        match timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(stream)).await {
+            Ok(Ok(stream)) => self.serve_http(stream, route).await,
+            Ok(Err(error)) => debug!(%error, client.addr = %client, "TLS with the client failed"),
+            Err(_) => debug!(client.addr = %client, "TLS with the client took too long"),
+        }
+    }
+
+    /// One request inside the tunnel.
+    async fn inner(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        tunnelled: &Tunnelled,
+        client: SocketAddr,
+    ) -> Answer {
+        let started = Instant::now();
+        let seen = Seen::of(&request, client);
+        let answer = self.forward_inner(request, tunnelled).await;
+        let answer = answer.unwrap_or_else(ProxyError::into_response);
+        self.note(Route::Intercept, &seen, &answer, started);
+        answer
+    }
+
+    async fn forward_inner(
+        self: &Rc<Self>,
+        request: Request<Incoming>,
+        tunnelled: &Tunnelled,
+    ) -> Result<Answer, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        gate::check(&parts)?;
+        if parts.method == Method::CONNECT {
+            return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
+        }
+        // RFC 9112 §3.2.2: an absolute-form target goes before `Host`.
+        let named = parts.uri.authority().cloned();
+        let in_field =
+            || parts.headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+        if let Some(named) = named.clone().or_else(in_field)
+            && !tunnelled.is(&named)
+        {
+            return Err(ProxyError::Misdirected);
+        }
+        if named.is_some() {
+            parts.uri = origin_form(&parts.uri);
+        }
+        // The client's own spelling of the host stays; without one, ours.
+        let ours = named.is_some() || !parts.headers.contains_key(HOST);
+        let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
+        let upstream = self.api(tunnelled.origin);
+        let outbound = Outbound { upstream, host, with_token: true };
+        self.forward(Request::from_parts(parts, body), outbound).await
+    }
+}
+
+impl Tunnelled {
+    fn is(&self, named: &Authority) -> bool {
+        let same_port = named.port_u16().is_none_or(|port| port == self.port);
+        same_port && normalize_host(named.host()) == self.host
+    }
+}
+
+/// The path and query alone.
+pub(super) fn origin_form(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // `http://host?query` has no path: an origin-form target needs one.
+    let rooted = if path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
+    Uri::try_from(rooted).unwrap_or_else(|_| Uri::from_static("/"))
+}
+
+/// The client's stream after the CONNECT, and its first byte; `None` where it
+/// ended before one came.
+async fn begin(on_upgrade: OnUpgrade) -> io::Result<Option<(Rewound, u8)>> {
+    let stream = Rewound::from_upgrade(on_upgrade).await?;
+    if let Some(first) = stream.early.first() {
+        let first = *first;
+        return Ok(Some((stream, first)));
+    }
+    let mut first = [0];
+    let read = stream.stream.peek(&mut first).await?;
+    Ok((read > 0).then_some((stream, first[0])))
+}
+
+/// A client's socket, and what was read from it too early.
+pub(super) struct Rewound {
+    early: Bytes,
+    stream: TcpStream,
+}
+
+impl Rewound {
+    /// Takes the socket back from hyper.
+    ///
+    /// # Errors
+    ///
+    /// The connection ended before the answer to the CONNECT was written.
+    pub(super) async fn from_upgrade(on_upgrade: OnUpgrade) -> io::Result<Self> {
+        let upgraded: Upgraded = on_upgrade.await.map_err(io::Error::other)?;
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+        let parts =
+            parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
+        Ok(Self { early: parts.read_buf, stream: parts.io.into_inner() })
+    }
+}
+
+impl AsyncRead for Rewound {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.early.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let count = this.early.len().min(buf.remaining());
+        buf.put_slice(&this.early[..count]);
+        this.early.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Rewound {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,254 @@
+//! Request bodies that can be sent twice.
+//!
+//! A body streams to the upstream as it comes and is kept on the way, up to
+//! `REPLAY_BODY_LIMIT` each and `REPLAY_MEMORY` in all. Above either limit
+//! nothing of it is kept any more, and the request cannot be replayed.
+//!
+//! # Invariants
+//!
+//! - Only the newest [`ReplayBody`] of a request reads from the client; an
+//!   older one that is still being sent fails, and its connection with it.
+//! - What is kept is given back when the answer is there.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::headers::retain_allowed_trailers;
+
+/// Why a request body ended early.
+#[derive(Debug, Error)]
+pub enum BodyError {
+    /// The client broke off.
+    #[error("the client's body broke off: {0}")]
+    Client(#[from] hyper::Error),
+    /// The request is being replayed on another connection.
+    #[error("the request is sent again elsewhere")]
+    Superseded,
+}
+
+/// The bytes that all requests of the process together may keep.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    used: Arc<AtomicUsize>,
+    limit: usize,
+}
+
+impl Memory {
+    /// Room for `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { used: Arc::default(), limit }
+    }
+
+    /// A reservation of nothing, to grow.
+    pub(super) fn reserve_none(&self) -> Reserved {
+        Reserved { memory: self.clone(), bytes: 0 }
+    }
+}
+
+/// Bytes taken from [`Memory`]; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    memory: Memory,
+    bytes: usize,
+}
+
+impl Reserved {
+    /// Takes `bytes` more; `false`, and nothing taken, where they are not left.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        let limit = self.memory.limit;
+        let taken = self.memory.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|sum| *sum <= limit)
+        });
+        self.bytes += if taken.is_ok() { bytes } else { 0 };
+        taken.is_ok()
+    }
+
+    fn release(&mut self) {
+        self.memory.used.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// A request body on its way to the upstream.
+pub struct ReplayBody(Option<Sending>);
+
+struct Sending {
+    recording: Rc<Recording>,
+    epoch: u32,
+    /// What was kept of the earlier sending and is still to be sent.
+    again: Option<Bytes>,
+    again_trailers: Option<HeaderMap>,
+    remaining: Option<u64>,
+}
+
+/// A client's body and what is kept of it; the forwarder's side.
+pub(super) struct Replay(Option<Rc<Recording>>);
+
+struct Recording {
+    state: RefCell<State>,
+    progress: Cell<Instant>,
+    length: Option<u64>,
+    limit: usize,
+}
+
+struct State {
+    source: Incoming,
+    kept: BytesMut,
+    trailers: Option<HeaderMap>,
+    reserved: Reserved,
+    keeping: bool,
+    ended: bool,
+    epoch: u32,
+}
+
+impl Replay {
+    /// Takes over the client's body, to keep up to `limit` bytes of it.
+    pub(super) fn new(source: Incoming, limit: usize, memory: &Memory) -> Self {
+        if source.is_end_stream() {
+            return Self(None);
+        }
+        let length = source.size_hint().exact();
+        let state = State {
+            source,
+            kept: BytesMut::new(),
+            trailers: None,
+            reserved: memory.reserve_none(),
+            keeping: length.is_none_or(|length| length <= limit as u64) && limit > 0,
+            ended: false,
+            epoch: 0,
+        };
+        Self(Some(Rc::new(Recording {
+            state: RefCell::new(state),
+            progress: Cell::new(Instant::now()),
+            length,
+            limit,
+        })))
+    }
+
+    /// A body for the next sending. An earlier one is cut off.
+    pub(super) fn body(&self) -> ReplayBody {
+        ReplayBody(self.0.as_ref().map(|recording| {
+            let mut state = recording.state.borrow_mut();
+            state.epoch += 1;
+            // One replay at most: what was kept moves into it.
+            state.keeping &= state.epoch == 1;
+            Sending {
+                epoch: state.epoch,
+                again: Some(state.kept.split().freeze()).filter(|kept| !kept.is_empty()),
+                again_trailers: state.trailers.take(),
+                remaining: recording.length,
+                recording: Rc::clone(recording),
+            }
+        }))
+    }
+
+    /// Whether everything read so far was kept.
+    pub(super) fn is_replayable(&self) -> bool {
+        self.0.as_ref().is_none_or(|recording| recording.state.borrow().keeping)
+    }
+
+    /// The last moment at which the client gave bytes of its body, if it has
+    /// any to give.
+    pub(super) fn progress(&self) -> Option<Instant> {
+        self.0.as_ref().map(|recording| recording.progress.get())
+    }
+}
+
+impl Recording {
+    fn keep(&self, state: &mut State, data: &Bytes) {
+        if !state.keeping {
+            return;
+        }
+        let fits = state.kept.len() + data.len() <= self.limit;
+        if fits && state.reserved.grow(data.len()) {
+            state.kept.extend_from_slice(data);
+        } else {
+            state.keeping = false;
+            state.kept = BytesMut::new();
+            state.reserved.release();
+        }
+    }
+
+    fn poll_source(
+        &self,
+        epoch: u32,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let state = &mut *self.state.borrow_mut();
+        if state.epoch != epoch {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        if state.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut state.source).poll_frame(cx));
+        self.progress.set(Instant::now());
+        let Some(frame) = frame.transpose()? else {
+            state.ended = true;
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(Ok(match frame.into_data() {
+            Ok(data) => {
+                self.keep(state, &data);
+                Frame::data(data)
+            }
+            Err(frame) => {
+                let mut trailers = frame.into_trailers().unwrap_or_default();
+                retain_allowed_trailers(&mut trailers);
+                state.ended = true;
+                state.trailers = Some(trailers.clone());
+                Frame::trailers(trailers)
+            }
+        })))
+    }
+}
+
+impl Body for ReplayBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(sending) = &mut self.get_mut().0 else {
+            return Poll::Ready(None);
+        };
+        let frame = match sending.again.take() {
+            Some(kept) => Some(Ok(Frame::data(kept))),
+            None => ready!(sending.recording.poll_source(sending.epoch, cx))
+                .or_else(|| Some(Ok(Frame::trailers(sending.again_trailers.take()?)))),
+        };
+        if let (Some(Ok(frame)), Some(remaining)) = (&frame, &mut sending.remaining) {
+            let sent = frame.data_ref().map_or(0, Bytes::len);
+            *remaining = remaining.saturating_sub(sent as u64);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|sending| sending.remaining == Some(0))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let exact = self.0.as_ref().map_or(Some(0), |sending| sending.remaining);
+        exact.map_or_else(SizeHint::new, SizeHint::with_exact)
+    }
+}

@@ -1,0 +1,378 @@
+//! One worker's service: takes a connection, picks the route of each request.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION};
+use http::{HeaderValue, Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, interval};
+use tracing::debug;
+
+use super::body::AnswerBody;
+use super::credentials::presents;
+use super::error::ProxyError;
+use super::forward::Outbound;
+use super::intercept::Tunnelled;
+use super::replay::ReplayBody;
+use super::{Proxy, gate};
+use crate::config::normalize_host;
+use crate::metrics::{Route, Shard};
+use crate::net::{Client, Reach, Upstream, UpstreamKey, Worker};
+
+/// Longest time until the next head of a client's connection is complete.
+const CLIENT_IDLE: Duration = Duration::from_secs(90);
+
+/// Fields that hyper reads before the gate counts them.
+const PARSED_FIELDS: usize = 200;
+
+/// Bytes that hyper reads ahead: the largest head, and room for the rest.
+const READ_BUFFER: usize = 128 * 1024;
+
+/// Pause between two looks at idle upstream connections.
+const SWEEP: Duration = Duration::from_secs(5);
+
+const WELL_KNOWN_CA: &str = "/.well-known/token-sidecar/ca.pem";
+const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
+
+/// An answer on its way to the client.
+pub(super) type Answer = Response<AnswerBody>;
+
+/// What serves the connections of one worker.
+pub struct Service {
+    pub(super) proxy: Arc<Proxy>,
+    pub(super) shard: Arc<Shard>,
+    worker: Worker,
+    http: http1::Builder,
+    /// By API origin, in the order of [`super::Origins`].
+    api: Vec<Rc<Upstream<ReplayBody>>>,
+    others: RefCell<HashMap<UpstreamKey, Rc<Upstream<ReplayBody>>>>,
+}
+
+/// What follows a CONNECT on its connection.
+pub(super) enum Next {
+    /// An API host: the inner requests are served here.
+    Intercept(Tunnelled),
+    /// Another host: bytes are copied.
+    Tunnel(TcpStream),
+}
+
+impl Service {
+    /// The service of `worker`, and the task that closes its idle upstream
+    /// connections.
+    #[must_use]
+    pub fn start(proxy: &Arc<Proxy>, worker: &Worker) -> Rc<Self> {
+        let mut http = http1::Builder::new();
+        http.preserve_header_case(true)
+            .auto_date_header(false)
+            .max_headers(PARSED_FIELDS)
+            .max_buf_size(READ_BUFFER)
+            .timer(TokioTimer::new())
+            .header_read_timeout(CLIENT_IDLE);
+        let mut service = Self {
+            shard: proxy.metrics.shard(worker.index),
+            proxy: Arc::clone(proxy),
+            worker: worker.clone(),
+            http,
+            api: Vec::new(),
+            others: RefCell::default(),
+        };
+        for origin in proxy.origins.iter() {
+            let key = UpstreamKey {
+                host: origin.host.clone(),
+                port: origin.port,
+                tls: true,
+                reach: Reach::Operator,
+            };
+            let known = service.api.iter().find(|upstream| *upstream.key() == key);
+            let upstream = known.cloned().unwrap_or_else(|| service.new_upstream(key));
+            service.api.push(upstream);
+        }
+        let service = Rc::new(service);
+        tokio::task::spawn_local(Rc::clone(&service).sweep());
+        service
+    }
+
+    /// Serves a client's connection to its end.
+    pub async fn serve(self: Rc<Self>, client: Client) {
+        self.shard.connection_opened();
+        let Client { stream, address, admitted } = client;
+        let next = Rc::new(RefCell::new(None));
+        self.serve_http(stream, |request| {
+            let (service, next) = (Rc::clone(&self), Rc::clone(&next));
+            async move { service.outer(request, address, &next).await }
+        })
+        .await;
+        let upgrade = next.take();
+        match upgrade {
+            Some((on, Next::Intercept(tunnelled))) => self.intercept(on, tunnelled, address).await,
+            Some((on, Next::Tunnel(upstream))) => self.tunnel(on, upstream).await,
+            None => {}
+        }
+        self.shard.connection_closed();
+        drop(admitted);
+    }
+
+    /// Serves HTTP on `stream` with `route`, until it ends or the drain begins.
+    pub(super) async fn serve_http<I, R, F>(&self, stream: I, route: R)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        R: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Answer>,
+    {
+        let service = service_fn(|request| {
+            let answer = route(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            biased;
+            ended = connection.as_mut() => ended,
+            () = self.worker.drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "client connection ended");
+        }
+    }
+
+    /// Cancelled when the drain begins.
+    pub(super) fn drain(&self) -> &tokio_util::sync::CancellationToken {
+        &self.worker.drain
+    }
+
+    /// The upstream of API origin `index`.
+    pub(super) fn api(&self, index: usize) -> &Rc<Upstream<ReplayBody>> {
+        &self.api[index]
+    }
+
+    /// A request on the connection itself, not inside a tunnel.
+    async fn outer(
+        self: Rc<Self>,
+        mut request: Request<Incoming>,
+        client: SocketAddr,
+        next: &RefCell<Option<(hyper::upgrade::OnUpgrade, Next)>>,
+    ) -> Answer {
+        let started = Instant::now();
+        let seen = Seen::of(&request, client);
+        let on_upgrade =
+            (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
+        let (parts, body) = request.into_parts();
+        let route = Cell::new(route_of(&parts.method, &parts.uri));
+        let answer = async {
+            gate::check(&parts)?;
+            if let Some(on_upgrade) = on_upgrade {
+                let follows = self.connect(&parts, &route).await?;
+                next.replace(Some((on_upgrade, follows)));
+                return Ok(Response::new(AnswerBody::made("")));
+            }
+            let request = Request::from_parts(parts, body);
+            if request.uri().scheme().is_some() {
+                self.absolute(request, &route).await
+            } else {
+                self.gateway(request).await
+            }
+        };
+        let answer = answer.await.unwrap_or_else(ProxyError::into_response);
+        self.note(route.get(), &seen, &answer, started);
+        answer
+    }
+
+    /// Counts and logs an answer.
+    pub(super) fn note(&self, route: Route, seen: &Seen, answer: &Answer, started: Instant) {
+        let took = started.elapsed();
+        let status = answer.status().as_u16();
+        self.shard.request(route, status, took);
+        debug!(
+            client.addr = %seen.client,
+            route = route.as_str(),
+            http.method = %seen.method,
+            http.target = seen.target,
+            http.status = status,
+            took_ms = took.as_millis(),
+            "request answered"
+        );
+    }
+
+    /// CONNECT: an API host is intercepted, another one dialled.
+    async fn connect(
+        self: &Rc<Self>,
+        parts: &http::request::Parts,
+        route: &Cell<Route>,
+    ) -> Result<Next, ProxyError> {
+        self.check_proxy_auth(parts)?;
+        let no_target = ProxyError::BadRequest("CONNECT takes host:port as its target");
+        let Some((host, port)) = address_of(&parts.uri, None) else {
+            return Err(no_target);
+        };
+        if let Some(origin) = self.proxy.origins.by_address(&host, port) {
+            route.set(Route::Intercept);
+            return Ok(Next::Intercept(Tunnelled { host, port, origin }));
+        }
+        let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await?;
+        Ok(Next::Tunnel(upstream))
+    }
+
+    /// An absolute-form target: to the API with the token, else without.
+    async fn absolute(
+        self: &Rc<Self>,
+        mut request: Request<Incoming>,
+        route: &Cell<Route>,
+    ) -> Result<Answer, ProxyError> {
+        let (parts, body) = request.into_parts();
+        self.check_proxy_auth(&parts)?;
+        request = Request::from_parts(parts, body);
+        let tls = request.uri().scheme_str() == Some("https");
+        let default_port = if tls { 443 } else { 80 };
+        let Some((host, port)) = address_of(request.uri(), Some(default_port)) else {
+            return Err(ProxyError::BadRequest("the target names no host"));
+        };
+        if let Some(origin) = self.proxy.origins.by_address(&host, port) {
+            return self.forward(request, self.to_api(origin)).await;
+        }
+        route.set(Route::Passthrough);
+        // RFC 9112 §3.2.2: the target's authority is the Host.
+        let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
+        let host_field = authority.and_then(|authority| HeaderValue::try_from(authority).ok());
+        let key = UpstreamKey { host, port, tls, reach: Reach::Client };
+        let upstream = self.other(key);
+        self.forward(
+            request,
+            Outbound { upstream: &upstream, host: host_field.as_ref(), with_token: false },
+        )
+        .await
+    }
+
+    /// An origin-form target: the gateway, and the files for a parser's trust.
+    async fn gateway(self: &Rc<Self>, request: Request<Incoming>) -> Result<Answer, ProxyError> {
+        let path = request.uri().path();
+        let settings = &self.proxy.settings;
+        match path {
+            WELL_KNOWN_CA => return Ok(pem_file(request.method(), &settings.ca_pem)),
+            WELL_KNOWN_BUNDLE => return Ok(pem_file(request.method(), &settings.bundle_pem)),
+            _ => {}
+        }
+        if let Some(expected) = &settings.proxy_auth {
+            let headers = request.headers();
+            if !presents(headers, &AUTHORIZATION, expected)
+                && !presents(headers, &PROXY_AUTHORIZATION, expected)
+            {
+                return Err(ProxyError::AuthRequired { gateway: true });
+            }
+        }
+        let origin = self.proxy.origins.by_gateway(request.headers().get(HOST), path);
+        let origin = origin.ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })?;
+        self.forward(request, self.to_api(origin)).await
+    }
+
+    /// The way to API origin `index`, with the `Host` that it expects.
+    fn to_api(&self, index: usize) -> Outbound<'_> {
+        Outbound {
+            upstream: &self.api[index],
+            host: Some(self.proxy.origins.host_field(index)),
+            with_token: true,
+        }
+    }
+
+    fn check_proxy_auth(&self, parts: &http::request::Parts) -> Result<(), ProxyError> {
+        match &self.proxy.settings.proxy_auth {
+            Some(expected) if !presents(&parts.headers, &PROXY_AUTHORIZATION, expected) => {
+                Err(ProxyError::AuthRequired { gateway: false })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn other(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
+        let mut others = self.others.borrow_mut();
+        let known = others.get(&key).cloned();
+        known.unwrap_or_else(|| {
+            let upstream = self.new_upstream(key.clone());
+            others.insert(key, Rc::clone(&upstream));
+            upstream
+        })
+    }
+
+    fn new_upstream(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
+        let capacity = self.proxy.settings.upstream_connections[self.worker.index];
+        let dialer = Arc::clone(&self.proxy.dialer);
+        Rc::new(Upstream::new(key, capacity, dialer, Arc::clone(&self.shard)))
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        let mut ticks = interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            self.api.iter().for_each(|upstream| upstream.close_idle());
+            self.others.borrow_mut().retain(|_, upstream| {
+                upstream.close_idle();
+                !upstream.is_unused()
+            });
+        }
+    }
+}
+
+/// What the log says of a request.
+pub(super) struct Seen {
+    client: SocketAddr,
+    method: Method,
+    /// Host and path: a query may hold what is nobody's business.
+    target: String,
+}
+
+impl Seen {
+    /// Notes what the log will need; nothing where it will not ask.
+    pub(super) fn of(request: &Request<Incoming>, client: SocketAddr) -> Self {
+        let uri = request.uri();
+        let shown = tracing::enabled!(tracing::Level::DEBUG);
+        let target = if shown {
+            format!("{}{}", uri.authority().map_or("", |authority| authority.as_str()), uri.path())
+        } else {
+            String::new()
+        };
+        Self { client, method: request.method().clone(), target }
+    }
+}
+
+fn route_of(method: &Method, uri: &Uri) -> Route {
+    if method == Method::CONNECT {
+        Route::Tunnel
+    } else if uri.scheme().is_some() {
+        Route::Absolute
+    } else {
+        Route::Gateway
+    }
+}
+
+/// The normalized host and the port that `uri` leads to.
+fn address_of(uri: &Uri, default_port: Option<u16>) -> Option<(String, u16)> {
+    let authority = uri.authority()?;
+    Some((normalize_host(authority.host()), authority.port_u16().or(default_port)?))
+}
+
+fn pem_file(method: &Method, pem: &bytes::Bytes) -> Answer {
+    const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD");
+    if method != Method::GET && method != Method::HEAD {
+        let mut answer = ProxyError::BadRequest("this file can only be read").into_response();
+        *answer.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
+        answer.headers_mut().insert(http::header::ALLOW, ALLOWED);
+        return answer;
+    }
+    let mut answer = Response::new(AnswerBody::made(pem.clone()));
+    let kind = HeaderValue::from_static("application/x-pem-file");
+    answer.headers_mut().insert(CONTENT_TYPE, kind);
+    answer
+}

@@ -1,0 +1,106 @@
+//! CONNECT to any other host: bytes are copied both ways, nothing is parsed.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::upgrade::OnUpgrade;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::intercept::Rewound;
+use super::service::Service;
+
+/// Longest rest of a tunnel in use.
+const IDLE_LIMIT: Duration = Duration::from_mins(10);
+
+/// Longest rest of a tunnel once the drain has begun.
+const DRAIN_IDLE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Bytes copied at once, per direction.
+const BUFFER: usize = 64 * 1024;
+
+impl Service {
+    /// Copies until both sides have ended, or nothing moves any more.
+    pub(super) async fn tunnel(&self, on_upgrade: OnUpgrade, upstream: TcpStream) {
+        let mut client = match Rewound::from_upgrade(on_upgrade).await {
+            Ok(client) => client,
+            Err(error) => return debug!(%error, "tunnel was not used"),
+        };
+        let last = Rc::new(Cell::new(Instant::now()));
+        let mut upstream = Watched { stream: upstream, last: Rc::clone(&last) };
+        tokio::select! {
+            copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => {
+                match copied {
+                    Ok((up, down)) => debug!(up, down, "tunnel ended"),
+                    Err(error) => debug!(%error, "tunnel broke"),
+                }
+            }
+            () = rest(&last, self.drain()) => debug!("idle tunnel closed"),
+        }
+    }
+}
+
+/// Ends when nothing has moved for as long as a tunnel may rest.
+async fn rest(last: &Cell<Instant>, drain: &CancellationToken) {
+    let idle_for = |limit| async move {
+        while last.get().elapsed() < limit {
+            sleep_until(last.get() + limit).await;
+        }
+    };
+    tokio::select! {
+        () = idle_for(IDLE_LIMIT) => return,
+        () = drain.cancelled() => {}
+    }
+    idle_for(DRAIN_IDLE_LIMIT).await;
+}
+
+/// A stream that notes when bytes last moved.
+struct Watched {
+    stream: TcpStream,
+    last: Rc<Cell<Instant>>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            this.last.set(Instant::now());
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        if written.is_ready() {
+            this.last.set(Instant::now());
+        }
+        written
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

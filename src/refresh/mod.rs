@@ -1,0 +1,184 @@
+//! How a token is renewed.
+//!
+//! A [`Refresher`] turns any number of "the API refused my token" into one
+//! run that asks the sources, has the verifier check what they give,
+//! publishes the new token and gives every waiter the same outcome. Around
+//! that it keeps the schedule, the stores in step, and the back-off.
+//!
+//! # Invariants
+//!
+//! - At most one run is in flight in this process, and at most one solve.
+//! - A run belongs to no request: a client that hangs up does not cancel it.
+//! - The cache is published before waiters wake.
+//! - A token that the verifier calls bad is never published.
+//! - Stores are written beside the runs: neither waits for the other.
+
+mod adoption;
+mod backoff;
+mod browser;
+mod coalesce;
+mod denied;
+mod direct;
+mod error;
+mod flaresolverr;
+mod judge;
+mod refresher;
+mod run;
+mod schedule;
+mod solution;
+mod sources;
+mod status;
+mod stores;
+mod tasks;
+#[cfg(test)]
+mod testing;
+mod verifier;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use sha2::{Digest, Sha256};
+use tokio::time::Instant;
+use url::Url;
+
+pub use error::{RefreshError, SourceError, SourceFailure};
+pub use refresher::{Parts, Refresher, SetupError};
+pub use status::{
+    EnvFileStatus, RedisStatus, RefreshStatus, RunStatus, SourceStatus, VerifierStatus,
+};
+
+use crate::token::{EnvFile, Generation, Published, RedisStore, Source, Token};
+
+/// What the refresher has to know.
+pub struct RefreshSettings {
+    /// The shop's page, whose cookie holds the token (`SHOP_URL`).
+    pub shop_url: Url,
+    /// Where the verifier asks (`VERIFY_URL`).
+    pub verify_url: Url,
+    /// The API's URLs with their prefix, for the direct source (`API_ORIGINS`).
+    pub api_origins: Vec<Url>,
+    /// Names of the token's cookie, the preferred first (`TOKEN_COOKIE`).
+    pub token_cookies: Vec<String>,
+    /// The sources in order (`TOKEN_SOURCES`); `FlareSolverr` counts only with a URL.
+    pub sources: Vec<SourceKind>,
+    /// `FLARESOLVERR_URL`, with `/v1` or without.
+    pub flaresolverr_url: Option<Url>,
+    /// TLS for a FlareSolverr behind https.
+    pub solver_tls: rustls::ClientConfig,
+    /// When a slow source gets the next one beside it (`SOURCE_PATIENCE`).
+    pub source_patience: Duration,
+    /// FlareSolverr's `maxTimeout` (`SOLVE_TIMEOUT`).
+    pub solve_timeout: Duration,
+    /// The longest time from one renewal to the next (`REFRESH_EVERY`).
+    pub refresh_every: Duration,
+    /// The keys in Redis, if it is set.
+    pub redis: Option<RedisStore>,
+    /// The line in `ENV_FILE`.
+    pub env_file: Option<EnvFile>,
+    /// `CHITAI_GOROD_BEARER_TOKEN` of the environment: the last resort at start.
+    pub environment: Option<Token>,
+}
+
+/// A source that a run can ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// A page opened by FlareSolverr.
+    FlareSolverr,
+    /// The shop itself, asked without a browser.
+    Direct,
+}
+
+impl SourceKind {
+    /// The name in settings, logs and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Source::from(self).as_str()
+    }
+}
+
+impl From<SourceKind> for Source {
+    fn from(kind: SourceKind) -> Self {
+        match kind {
+            SourceKind::FlareSolverr => Self::FlareSolverr,
+            SourceKind::Direct => Self::Direct,
+        }
+    }
+}
+
+/// A 401 to a request that carried our token.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// The token that the request carried.
+    pub generation: Generation,
+    /// When the request was sent.
+    pub sent_at: Instant,
+    /// What it asked for.
+    pub endpoint: Endpoint,
+}
+
+/// A method and a path, of a fixed size whatever the path's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Endpoint([u8; 16]);
+
+impl Endpoint {
+    /// `path` without the query.
+    #[must_use]
+    pub fn new(method: &Method, path: &str) -> Self {
+        let digest =
+            Sha256::new().chain_update(method.as_str()).chain_update(" ").chain_update(path);
+        let digest: [u8; 32] = digest.finalize().into();
+        let mut short = [0; 16];
+        short.copy_from_slice(&digest[..16]);
+        Self(short)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({:032x})", u128::from_be_bytes(self.0))
+    }
+}
+
+/// What to do about a refusal.
+#[derive(Clone, Debug)]
+pub enum Verdict {
+    /// A newer token is there: send the request once more.
+    Replay(Arc<Published>),
+    /// The token is good: the 401 is that endpoint's own.
+    PassOn,
+    /// There is no newer token, and for now none to wait for.
+    Failed(RefreshFailure),
+}
+
+/// Why there is no newer token.
+#[derive(Clone, Debug)]
+pub struct RefreshFailure {
+    /// In one word.
+    pub reason: FailureReason,
+    /// The time until the next run may start, at least 1 s.
+    pub retry_after: Duration,
+    /// What the run, or the last one, failed with.
+    pub error: Arc<RefreshError>,
+}
+
+/// Why there is no newer token, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureReason {
+    /// The run failed.
+    RefreshFailed,
+    /// It failed a while ago, and the next one may not start yet.
+    Backoff,
+}
+
+impl FailureReason {
+    /// The word in `Proxy-Status`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RefreshFailed => "refresh_failed",
+            Self::Backoff => "backoff",
+        }
+    }
+}

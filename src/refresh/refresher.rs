@@ -1,0 +1,352 @@
+//! The single flight: who waits for which run, and what comes of a refusal.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::adoption::is_store;
+use super::backoff::jitter;
+use super::coalesce::{Coalesce, Entered};
+use super::denied::Denied;
+use super::direct::Direct;
+use super::error::RefreshError;
+use super::flaresolverr::FlareSolverr;
+use super::judge::Judge;
+use super::run::{Cause, LastRun, Outcome};
+use super::schedule::Schedule;
+use super::sources::{Solved, Sources};
+use super::stores::Stores;
+use super::verifier::{Opinion, Verifier};
+use super::{FailureReason, RefreshFailure, RefreshSettings, Refusal, Verdict};
+use crate::metrics::Metrics;
+use crate::net::Dialer;
+use crate::token::{Clock, Cookies, Generation, Published, Source, Token, TokenCache};
+
+/// The least that a client is told to wait.
+const LEAST_RETRY: Duration = Duration::from_secs(1);
+
+/// What the refresher shares with the rest of the process.
+#[derive(Clone)]
+pub struct Parts {
+    /// Where tokens are published.
+    pub cache: Arc<TokenCache>,
+    /// The upstream's clock; the verifier's answers set it.
+    pub clock: Arc<Clock>,
+    /// How the API and the shop are reached.
+    pub dialer: Arc<Dialer>,
+    /// Where runs and stores are counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Why no refresher could be made.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// The HTTP client for FlareSolverr cannot be made.
+    #[error("cannot make the client for FlareSolverr: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Keeps the token fresh.
+pub struct Refresher {
+    pub(super) cache: Arc<TokenCache>,
+    pub(super) clock: Arc<Clock>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) handle: Handle,
+    pub(super) verifier: Arc<Verifier>,
+    pub(super) sources: Sources,
+    pub(super) stores: Stores,
+    pub(super) runs: Coalesce<Outcome>,
+    /// The last run that ended.
+    pub(super) last_run: Mutex<Option<LastRun>>,
+    /// Somebody needs the run in flight: its failure starts the back-off.
+    pub(super) needed: AtomicBool,
+    /// Something has changed that the schedule depends on.
+    pub(super) woken: Notify,
+    /// Solves that came too late for their run; taken by [`Refresher::start`].
+    pub(super) late: Mutex<Option<mpsc::UnboundedReceiver<Solved>>>,
+    /// The last resort at start.
+    pub(super) environment: Option<Token>,
+    judge: Judge,
+    denied: Denied,
+    schedule: Mutex<Schedule>,
+    refresh_every: Duration,
+    token_cookie: String,
+}
+
+impl Refresher {
+    /// A refresher whose runs live on `handle`. Does no I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`SetupError`] if an HTTP client cannot be made.
+    pub fn new(
+        settings: RefreshSettings,
+        parts: Parts,
+        handle: Handle,
+    ) -> Result<Arc<Self>, SetupError> {
+        let Parts { cache, clock, dialer, metrics } = parts;
+        let (late_sender, late) = mpsc::unbounded_channel();
+        let verifier = Arc::new(Verifier::new(
+            Arc::clone(&dialer),
+            Arc::clone(&clock),
+            Arc::clone(&metrics),
+            settings.verify_url,
+        ));
+        let cookies = settings.token_cookies;
+        let token_cookie = cookies.first().cloned().unwrap_or_else(|| "access-token".to_owned());
+        let (shop_url, solve_timeout) = (settings.shop_url, settings.solve_timeout);
+        let solver = |url| {
+            let (shop_url, tls) = (shop_url.clone(), settings.solver_tls);
+            FlareSolverr::new(&url, shop_url, solve_timeout, cookies.clone(), tls)
+        };
+        let flaresolverr = settings.flaresolverr_url.map(solver).transpose()?;
+        let direct = Direct::new(dialer, &settings.api_origins, shop_url, cookies);
+        let sources = Sources::new(
+            settings.sources,
+            settings.source_patience,
+            direct,
+            flaresolverr,
+            Arc::clone(&metrics),
+            (handle.clone(), late_sender),
+        );
+        Ok(Arc::new(Self {
+            judge: Judge::new(Arc::clone(&verifier), handle.clone()),
+            stores: Stores::new(settings.redis, settings.env_file, Arc::clone(&metrics)),
+            runs: Coalesce::new(handle.clone()),
+            last_run: Mutex::default(),
+            needed: AtomicBool::new(false),
+            woken: Notify::new(),
+            late: Mutex::new(Some(late)),
+            environment: settings.environment,
+            denied: Denied::default(),
+            schedule: Mutex::default(),
+            refresh_every: settings.refresh_every,
+            token_cookie,
+            cache,
+            clock,
+            metrics,
+            handle,
+            verifier,
+            sources,
+        }))
+    }
+
+    /// What to do about a 401 to a request that carried our token.
+    ///
+    /// A newer token is there: replay. The token is good: pass the 401 on.
+    /// Else a run has to find a newer one, which this waits for. Not bounded
+    /// in time; dropping the future abandons the wait, not the run.
+    pub async fn refused(self: &Arc<Self>, refusal: Refusal) -> Verdict {
+        let older = Some(refusal.generation);
+        if let Some(newer) = self.cache.newer_than(older) {
+            return Verdict::Replay(newer);
+        }
+        if self.is_held() {
+            return Verdict::Failed(self.backoff_failure());
+        }
+        if let Some(refused) = self.usable()
+            && self.opinion(&refusal, &refused).await == Opinion::Good
+        {
+            return Verdict::PassOn;
+        }
+        match self.renew(older, Cause::Refused).await {
+            Ok(newer) => Verdict::Replay(newer),
+            Err(failure) => Verdict::Failed(failure),
+        }
+    }
+
+    /// A live token: the one in force, or that of a run if there is none or it
+    /// has expired. Waits like [`Refresher::refused`].
+    ///
+    /// # Errors
+    ///
+    /// [`RefreshFailure`] if the run fails, or none may start yet.
+    pub async fn acquire(self: &Arc<Self>) -> Result<Arc<Published>, RefreshFailure> {
+        let current = self.cache.current();
+        let older = current.as_ref().map(|current| current.generation);
+        match current {
+            Some(live) if live.token.is_live(self.clock.now()) => Ok(live),
+            _ => self.renew(older, Cause::Missing).await,
+        }
+    }
+
+    /// The replay was refused too: has that judged in the background.
+    pub fn report(self: &Arc<Self>, refusal: Refusal) {
+        let this = Arc::clone(self);
+        self.handle.spawn(async move { this.refused(refusal).await });
+    }
+
+    /// A real answer, neither 401 nor 403, came for `generation`: its token
+    /// counts as verified from now on, and is saved. Costs nothing if it did.
+    pub fn confirm(&self, generation: Generation) {
+        if self.cache.confirm(generation) {
+            debug!(generation = generation.0, "token confirmed");
+            self.schedule().proven();
+        }
+    }
+
+    /// A run by hand: joins one in flight, ends the back-off otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`RefreshFailure`] with the run's error.
+    pub async fn refresh_now(self: &Arc<Self>) -> Result<Arc<Published>, RefreshFailure> {
+        self.schedule().by_hand();
+        self.renew(self.generation(), Cause::ByHand).await
+    }
+
+    /// The time until the next run may start, at least 1 s.
+    pub fn retry_after(&self) -> Duration {
+        let now = Instant::now();
+        let until = self.schedule().held_until(now);
+        until.map_or(LEAST_RETRY, |until| (until - now).max(LEAST_RETRY))
+    }
+
+    /// A token newer than `older`: one that is there, or that of the run in
+    /// flight, or that of a new run.
+    pub(super) async fn renew(
+        self: &Arc<Self>,
+        older: Option<Generation>,
+        cause: Cause,
+    ) -> Result<Arc<Published>, RefreshFailure> {
+        loop {
+            let entered = self
+                .runs
+                .enter(|running| self.look(older, cause, running), || Arc::clone(self).run(cause));
+            let outcome = match entered {
+                Entered::Settled(settled) => return settled,
+                Entered::Joined(flight) | Entered::Started(flight) => flight.outcome().await,
+            };
+            match outcome.unwrap_or_else(|| Err(Arc::new(RefreshError::Stopped))) {
+                // Published just before the refused request was sent with it.
+                Ok(published) if Some(published.generation) <= older => {}
+                Ok(published) => return Ok(published),
+                Err(error) => return Err(self.failure(FailureReason::RefreshFailed, error)),
+            }
+        }
+    }
+
+    /// Under the lock of the runs: a run publishes before it ends and fails
+    /// before it ends, so what it did shows here or it is still in flight.
+    fn look(
+        &self,
+        older: Option<Generation>,
+        cause: Cause,
+        running: bool,
+    ) -> Option<Result<Arc<Published>, RefreshFailure>> {
+        if let Some(newer) = self.cache.newer_than(older) {
+            return Some(Ok(newer));
+        }
+        if cause.is_need() {
+            self.needed.store(true, Ordering::Relaxed);
+        }
+        if running {
+            return None;
+        }
+        if cause == Cause::Refused {
+            self.count_disappointment();
+        }
+        self.is_held().then(|| Err(self.backoff_failure()))
+    }
+
+    /// Where the verifier cannot tell, a source may give one useless token
+    /// after the other: to be refused is then what a failed run is.
+    fn count_disappointment(&self) {
+        let Some(current) = self.cache.current() else {
+            return;
+        };
+        if !current.is_verified() && !is_store(current.source) {
+            let counted =
+                self.schedule().disappointed(Instant::now(), current.generation, jitter());
+            if counted {
+                let error = Arc::new(RefreshError::RefusedAgain);
+                lock(&self.last_run).get_or_insert_default().fail(error);
+            }
+        }
+    }
+
+    async fn opinion(&self, refusal: &Refusal, refused: &Arc<Published>) -> Opinion {
+        let opinion = self.judge.judge(refusal, refused).await;
+        if opinion == Opinion::Bad {
+            self.deny(&refused.token);
+        }
+        opinion
+    }
+
+    /// Remembers that the API refuses `token`.
+    pub(super) fn deny(&self, token: &Token) {
+        if self.denied.add(token) {
+            debug!(token = %token.fingerprint(), "token refused by the API");
+            self.woken.notify_one();
+        }
+    }
+
+    /// Whether the API has refused `token` before.
+    pub(super) fn is_denied(&self, token: &Token) -> bool {
+        self.denied.contains(token)
+    }
+
+    /// Whether `token` has neither expired nor been refused.
+    pub(super) fn is_usable(&self, token: &Token) -> bool {
+        token.is_live(self.clock.now()) && !self.is_denied(token)
+    }
+
+    /// The token in force, if it has neither expired nor been refused.
+    pub fn usable(&self) -> Option<Arc<Published>> {
+        self.cache.current().filter(|current| self.is_usable(&current.token))
+    }
+
+    /// The generation in force.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.cache.load().as_ref().map(|current| current.generation)
+    }
+
+    /// Puts a token in force and plans its renewal.
+    pub(super) fn publish(
+        &self,
+        token: Token,
+        cookies: &Cookies,
+        source: Source,
+        verified: bool,
+    ) -> Arc<Published> {
+        let now = self.clock.now();
+        let cookies = Arc::new(cookies.with_token(&self.token_cookie, &token));
+        let published = self.cache.publish(token, source, cookies, verified, now);
+        let expires_at = published.token.expires_at();
+        self.metrics.token(published.generation.0, expires_at.map(|at| at.0));
+        let life = expires_at.map(|at| Duration::from_secs(at.0.saturating_sub(now.0)));
+        let moment = (Instant::now(), now);
+        self.schedule().published(moment, life, self.refresh_every, jitter());
+        self.woken.notify_one();
+        published
+    }
+
+    pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        lock(&self.schedule)
+    }
+
+    fn is_held(&self) -> bool {
+        self.schedule().held_until(Instant::now()).is_some()
+    }
+
+    fn backoff_failure(&self) -> RefreshFailure {
+        let error = lock(&self.last_run).as_ref().and_then(LastRun::error);
+        let error = error.unwrap_or_else(|| Arc::new(RefreshError::RefusedAgain));
+        self.failure(FailureReason::Backoff, error)
+    }
+
+    fn failure(&self, reason: FailureReason, error: Arc<RefreshError>) -> RefreshFailure {
+        RefreshFailure { reason, retry_after: self.retry_after(), error }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,245 @@
+//! When the next run is due, and until when none may start.
+//!
+//! A pure state machine: it is told what happened and when, and says what
+//! follows. Two back-offs are kept apart: the one after a run that somebody
+//! needed holds up everybody; the one after a run that was merely due while
+//! the old token worked holds up the schedule alone.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use crate::token::{Generation, Timestamp};
+
+/// The share of a token's remaining life after which it is renewed.
+const SHARE: f64 = 0.8;
+/// Not even tokens that live for moments are renewed more often than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// The timetable of the runs.
+#[derive(Debug, Default)]
+pub(super) struct Schedule {
+    next: Option<Planned>,
+    needed: Backoff,
+    routine: Backoff,
+    /// The last failed run could not reach FlareSolverr.
+    solver_away: bool,
+    /// The last generation whose refusal counted as a failed run.
+    disappointment: Option<Generation>,
+}
+
+/// The renewal of a token that works.
+#[derive(Clone, Copy, Debug)]
+struct Planned {
+    due: Instant,
+    at: Timestamp,
+}
+
+/// How a run failed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Failed {
+    /// Somebody waited for it, or there is no usable token.
+    pub(super) needed: bool,
+    /// FlareSolverr could not be reached.
+    pub(super) solver_away: bool,
+}
+
+impl Schedule {
+    /// Plans the renewal of a token that was just put in force with `life` left.
+    pub(super) fn published(
+        &mut self,
+        now: (Instant, Timestamp),
+        life: Option<Duration>,
+        every: Duration,
+        jitter: f64,
+    ) {
+        let delay = delay(life, every, jitter);
+        let at = Timestamp(now.1.0.saturating_add(delay.as_secs()));
+        self.next = Some(Planned { due: now.0 + delay, at });
+        self.needed.lift();
+        self.routine.lift();
+    }
+
+    /// The token in force is known to work: the failures are history.
+    pub(super) fn proven(&mut self) {
+        self.needed.reset();
+        self.routine.reset();
+    }
+
+    /// Counts a failed run.
+    pub(super) fn failed(&mut self, now: Instant, how: Failed, jitter: f64) {
+        let backoff = if how.needed { &mut self.needed } else { &mut self.routine };
+        backoff.failed(now, jitter);
+        self.solver_away = how.solver_away;
+    }
+
+    /// Counts a run whose token nobody could verify and that was refused, as
+    /// a failed one; once per generation. Returns whether it counted.
+    pub(super) fn disappointed(&mut self, now: Instant, by: Generation, jitter: f64) -> bool {
+        if self.disappointment >= Some(by) {
+            return false;
+        }
+        self.disappointment = Some(by);
+        self.needed.failed(now, jitter);
+        true
+    }
+
+    /// Something has changed for the better: the next run may start at once.
+    pub(super) fn lift(&mut self) {
+        self.needed.lift();
+        self.routine.lift();
+        self.solver_away = false;
+    }
+
+    /// Somebody wants a run now, whatever failed before.
+    pub(super) fn by_hand(&mut self) {
+        self.proven();
+        self.solver_away = false;
+    }
+
+    /// The end of the back-off, if it is on.
+    pub(super) fn held_until(&self, now: Instant) -> Option<Instant> {
+        self.needed.until(now)
+    }
+
+    /// Whether the back-off is on because FlareSolverr was away.
+    pub(super) fn awaits_solver(&self, now: Instant) -> bool {
+        let paused = self.needed.until(now).or(self.routine.until(now));
+        self.solver_away && paused.is_some()
+    }
+
+    /// When the next run is due; with a `usable` token in force as planned,
+    /// without one as soon as the back-off allows.
+    pub(super) fn due(&self, now: Instant, usable: bool) -> Instant {
+        if !usable {
+            return self.held_until(now).unwrap_or(now);
+        }
+        let planned = self.next.map(|planned| planned.due);
+        let pauses = [self.routine.until(now), self.needed.until(now)];
+        pauses.into_iter().chain([planned]).flatten().max().unwrap_or(now)
+    }
+
+    /// The same moment for people, with a usable token or without.
+    pub(super) fn next_at(&self, now: (Instant, Timestamp), usable: bool) -> Timestamp {
+        let due = self.due(now.0, usable);
+        match self.next {
+            Some(planned) if planned.due == due => planned.at,
+            _ => Timestamp(now.1.0.saturating_add((due - now.0).as_secs())),
+        }
+    }
+}
+
+/// How long a token with `life` left serves before it is renewed.
+fn delay(life: Option<Duration>, every: Duration, jitter: f64) -> Duration {
+    let share = life.map_or(every, |life| life.mul_f64(SHARE));
+    share.min(every).mul_f64(jitter).max(SHORTEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVERY: Duration = Duration::from_secs(3 * 3600);
+    const NEEDED: Failed = Failed { needed: true, solver_away: false };
+    const ROUTINE: Failed = Failed { needed: false, solver_away: false };
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn planned(now: Instant) -> Schedule {
+        let mut schedule = Schedule::default();
+        schedule.published((now, Timestamp(1000)), Some(secs(1000)), EVERY, 1.0);
+        schedule
+    }
+
+    #[test]
+    fn a_token_is_renewed_at_four_fifths_of_its_life_or_after_the_interval() {
+        assert_eq!(delay(Some(secs(1000)), EVERY, 1.0), secs(800));
+        assert_eq!(delay(Some(secs(168_000)), EVERY, 1.0), EVERY);
+        assert_eq!(delay(None, EVERY, 1.0), EVERY);
+        assert_eq!(delay(Some(secs(1000)), EVERY, 0.9), secs(720));
+        assert_eq!(delay(Some(secs(1000)), EVERY, 1.1), secs(880));
+        assert_eq!(delay(Some(Duration::ZERO), EVERY, 1.0), SHORTEST);
+    }
+
+    #[test]
+    fn the_next_run_is_due_as_planned_while_the_token_works() {
+        let now = Instant::now();
+        let schedule = planned(now);
+        assert_eq!(schedule.due(now, true), now + secs(800));
+        assert_eq!(schedule.next_at((now, Timestamp(1000)), true), Timestamp(1800));
+    }
+
+    #[test]
+    fn without_a_usable_token_a_run_is_due_when_the_back_off_ends() {
+        let now = Instant::now();
+        let mut schedule = planned(now);
+        assert_eq!(schedule.due(now, false), now);
+        schedule.failed(now, NEEDED, 1.0);
+        assert_eq!(schedule.due(now, false), now + secs(5));
+        assert_eq!(schedule.next_at((now, Timestamp(1000)), false), Timestamp(1005));
+    }
+
+    #[test]
+    fn a_routine_failure_holds_up_the_schedule_alone() {
+        let now = Instant::now();
+        let mut schedule = planned(now);
+        let due = now + secs(800);
+        schedule.failed(due, ROUTINE, 1.0);
+        assert_eq!(schedule.held_until(due), None);
+        assert_eq!(schedule.due(due, true), due + secs(5));
+        schedule.failed(due + secs(5), ROUTINE, 1.0);
+        assert_eq!(schedule.due(due + secs(5), true), due + secs(15));
+    }
+
+    #[test]
+    fn a_publication_ends_the_pause_and_a_proof_forgets_the_failures() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.failed(now, NEEDED, 1.0);
+        schedule.published((now, Timestamp(0)), None, EVERY, 1.0);
+        assert_eq!(schedule.held_until(now), None);
+        schedule.failed(now, NEEDED, 1.0);
+        assert_eq!(schedule.held_until(now), Some(now + secs(10)));
+        schedule.proven();
+        schedule.failed(now, NEEDED, 1.0);
+        assert_eq!(schedule.held_until(now), Some(now + secs(5)));
+    }
+
+    #[test]
+    fn the_solver_is_awaited_only_during_a_pause_that_it_caused() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.failed(now, NEEDED, 1.0);
+        assert!(!schedule.awaits_solver(now));
+        schedule.failed(now, Failed { solver_away: true, ..NEEDED }, 1.0);
+        assert!(schedule.awaits_solver(now));
+        assert!(!schedule.awaits_solver(now + secs(10)));
+        schedule.lift();
+        assert!(!schedule.awaits_solver(now));
+        assert_eq!(schedule.due(now, false), now);
+    }
+
+    #[test]
+    fn a_manual_refresh_clears_the_pause() {
+        let now = Instant::now();
+        let mut schedule = Schedule::default();
+        schedule.failed(now, NEEDED, 1.0);
+        schedule.by_hand();
+        assert_eq!(schedule.held_until(now), None);
+    }
+
+    #[test]
+    fn a_refused_token_that_nobody_verified_counts_once_as_a_failure() {
+        let now = Instant::now();
+        let mut schedule = planned(now);
+        assert!(schedule.disappointed(now, Generation(3), 1.0));
+        assert_eq!(schedule.held_until(now), Some(now + secs(5)));
+        assert!(!schedule.disappointed(now, Generation(3), 1.0));
+        assert!(!schedule.disappointed(now, Generation(2), 1.0));
+        assert!(schedule.disappointed(now, Generation(4), 1.0));
+        assert_eq!(schedule.held_until(now), Some(now + secs(10)));
+    }
+}

@@ -1,0 +1,207 @@
+//! The sources in their order, and the race between them.
+//!
+//! # Invariants
+//!
+//! - A source that fails hands over at once; one that is slow gets the next
+//!   one beside it. The first token that passes the check wins.
+//! - Never two solves at once. A solve belongs to no run, so it outlives one
+//!   that another source has won, and what it brings is used by the next.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tracing::debug;
+
+use super::SourceKind;
+use super::coalesce::{Coalesce, Entered};
+use super::direct::Direct;
+use super::error::{SourceError, SourceFailure};
+use super::flaresolverr::FlareSolverr;
+use super::solution::Found;
+use crate::metrics::Metrics;
+
+/// The outcome of a solve, which its waiters share.
+pub(super) type Solved = Result<Arc<Found>, SourceError>;
+
+/// All sources.
+pub(super) struct Sources {
+    order: Vec<SourceKind>,
+    patience: Duration,
+    direct: Direct,
+    solver: Option<Solver>,
+    metrics: Arc<Metrics>,
+    reports: Mutex<Vec<Report>>,
+}
+
+/// How a source's last attempt went.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub(super) source: SourceKind,
+    /// None if it gave a token that passed the check.
+    pub(super) error: Option<String>,
+    pub(super) took: Duration,
+}
+
+/// FlareSolverr, asked once at a time.
+struct Solver {
+    client: Arc<FlareSolverr>,
+    flights: Coalesce<Solved>,
+    /// A solve that came when no run was waiting for it.
+    late: Mutex<Option<Arc<Found>>>,
+}
+
+/// What a source gave, before any check.
+struct Offer {
+    found: Solved,
+    /// Asked for by this run, and not by an earlier one.
+    fresh: bool,
+}
+
+impl Sources {
+    /// Solves run on `handle`; one that nobody waits for any more goes to `late`.
+    pub(super) fn new(
+        order: Vec<SourceKind>,
+        patience: Duration,
+        direct: Direct,
+        flaresolverr: Option<FlareSolverr>,
+        metrics: Arc<Metrics>,
+        (handle, late): (Handle, mpsc::UnboundedSender<Solved>),
+    ) -> Self {
+        let solver = flaresolverr.map(|client| Solver {
+            client: Arc::new(client),
+            flights: Coalesce::keeping(handle, late),
+            late: Mutex::default(),
+        });
+        let there = |kind: &SourceKind| *kind != SourceKind::FlareSolverr || solver.is_some();
+        let order = order.into_iter().filter(there).collect();
+        Self { order, patience, direct, solver, metrics, reports: Mutex::default() }
+    }
+
+    /// Which there are, in order.
+    pub(super) fn order(&self) -> &[SourceKind] {
+        &self.order
+    }
+
+    /// How the last attempt of `source` went.
+    pub(super) fn report(&self, source: SourceKind) -> Option<Report> {
+        self.reports().iter().find(|report| report.source == source).cloned()
+    }
+
+    /// Keeps a late solve for the next run.
+    pub(super) fn keep(&self, found: Arc<Found>) {
+        if let Some(solver) = &self.solver {
+            *solver.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        }
+    }
+
+    /// Whether FlareSolverr answers its health check. Lasts at most 55 s.
+    pub(super) async fn solver_answers(&self) -> bool {
+        match &self.solver {
+            Some(solver) => solver.client.answers().await,
+            None => false,
+        }
+    }
+
+    /// Asks the sources until what one gave passes `check`.
+    ///
+    /// # Errors
+    ///
+    /// What each source failed with, when all have.
+    pub(super) async fn race<T, C, F>(&self, check: C) -> Result<T, Vec<SourceFailure>>
+    where
+        C: Fn(SourceKind, Solved) -> F,
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        let mut waiting: VecDeque<_> = self.order.iter().copied().collect();
+        let mut asked = FuturesUnordered::new();
+        let mut failures = Vec::new();
+        while let Some(source) = waiting.pop_front() {
+            asked.push(self.attempt(source, &check));
+            let patience = sleep(self.patience);
+            tokio::pin!(patience);
+            tokio::select! {
+                biased;
+                Some(outcome) = asked.next() => match outcome {
+                    Ok(won) => return Ok(won),
+                    Err(failure) => failures.push(failure),
+                },
+                () = &mut patience => {}
+            }
+        }
+        while let Some(outcome) = asked.next().await {
+            match outcome {
+                Ok(won) => return Ok(won),
+                Err(failure) => failures.push(failure),
+            }
+        }
+        Err(failures)
+    }
+
+    async fn attempt<T, C, F>(&self, source: SourceKind, check: &C) -> Result<T, SourceFailure>
+    where
+        C: Fn(SourceKind, Solved) -> F,
+        F: Future<Output = Result<T, SourceError>>,
+    {
+        let started = Instant::now();
+        let offer = self.ask(source).await;
+        let mut outcome = check(source, offer.found).await;
+        if outcome.is_err() && !offer.fresh {
+            // It was asked for before this run: what it gave may be out of date.
+            outcome = check(source, self.ask(source).await.found).await;
+        }
+        self.record(source, outcome.as_ref().err(), started.elapsed());
+        outcome.map_err(|error| SourceFailure { kind: source, error })
+    }
+
+    fn record(&self, source: SourceKind, error: Option<&SourceError>, took: Duration) {
+        let outcome = if error.is_none() { "ok" } else { "failed" };
+        self.metrics.refresh_finished(source.as_str(), outcome, took);
+        debug!(source = source.as_str(), outcome, ?took, "source finished");
+        let mut reports = self.reports();
+        reports.retain(|report| report.source != source);
+        reports.push(Report { source, error: error.map(ToString::to_string), took });
+    }
+
+    fn reports(&self) -> MutexGuard<'_, Vec<Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask(&self, source: SourceKind) -> Offer {
+        match (source, &self.solver) {
+            (SourceKind::FlareSolverr, Some(solver)) => solver.solve().await,
+            (SourceKind::FlareSolverr | SourceKind::Direct, _) => {
+                Offer { found: self.direct.ask().await.map(Arc::new), fresh: true }
+            }
+        }
+    }
+}
+
+impl Solver {
+    async fn solve(&self) -> Offer {
+        if let Some(found) = self.take_late() {
+            return Offer { found: Ok(found), fresh: false };
+        }
+        let client = Arc::clone(&self.client);
+        let entered = self
+            .flights
+            .enter(|_| None::<Offer>, || async move { client.solve().await.map(Arc::new) });
+        let (flight, fresh) = match entered {
+            Entered::Settled(offer) => return offer,
+            Entered::Joined(flight) => (flight, false),
+            Entered::Started(flight) => (flight, true),
+        };
+        let stopped = || Err(SourceError::Unreachable("the solve was stopped".to_owned()));
+        Offer { found: flight.outcome().await.unwrap_or_else(stopped), fresh }
+    }
+
+    fn take_late(&self) -> Option<Arc<Found>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,156 @@
+//! Neighbours for the tests of this module: real servers on real sockets.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::net::{Dialer, Egress};
+use crate::token::Token;
+
+/// A request as a server saw it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    /// Method and path.
+    pub(super) target: String,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl Seen {
+    /// The token in `Authorization`.
+    pub(super) fn bearer(&self) -> Option<&str> {
+        self.headers.get("authorization")?.to_str().ok()?.strip_prefix("Bearer ")
+    }
+}
+
+/// An in-process HTTP server that remembers what it was asked.
+pub(super) struct Origin {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _stop: DropGuard,
+}
+
+impl Origin {
+    /// Binds an ephemeral port and answers with `handler` in the background.
+    pub(super) async fn start<F, R>(handler: F) -> Self
+    where
+        F: Fn(Seen) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, seen) = (CancellationToken::new(), Arc::default());
+        let serving = serve(listener, handler, Arc::clone(&seen));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(serving));
+        Self { address, seen, _stop: stop.drop_guard() }
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(super) fn requests(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often `target` was asked for.
+    pub(super) fn count(&self, target: &str) -> usize {
+        self.requests().iter().filter(|seen| seen.target == target).count()
+    }
+}
+
+async fn serve<F, R>(listener: TcpListener, handler: F, seen: Arc<Mutex<Vec<Seen>>>)
+where
+    F: Fn(Seen) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    loop {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (handler, seen) = (handler.clone(), Arc::clone(&seen));
+        let service = service_fn(move |request: Request<Incoming>| {
+            let (handler, seen) = (handler.clone(), Arc::clone(&seen));
+            async move {
+                let (head, body) = request.into_parts();
+                let target = format!("{} {}", head.method, head.uri.path());
+                let body = body.collect().await.unwrap().to_bytes();
+                let request = Seen { target, headers: head.headers, body };
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+                Ok::<_, Infallible>(handler(request).await)
+            }
+        });
+        let http = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+    }
+}
+
+pub(super) fn reply(status: u16, body: Bytes) -> Response<Full<Bytes>> {
+    Response::builder().status(status).body(Full::new(body)).unwrap()
+}
+
+pub(super) fn json(status: u16, body: &Value) -> Response<Full<Bytes>> {
+    reply(status, body.to_string().into())
+}
+
+/// A solver's reply with the token in its cookie.
+pub(super) fn solved(token: &str) -> Value {
+    let value = format!("Bearer%20{token}");
+    let cookies = json!([
+        { "name": "tid", "value": "t-1", "path": "/" },
+        { "name": "access-token", "value": value, "path": "/" },
+    ]);
+    json!({ "status": "ok", "message": "", "solution": { "status": 200, "cookies": cookies } })
+}
+
+/// A port on which nobody listens.
+pub(super) async fn unused_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// TLS settings that trust nobody: the tests speak in the clear.
+pub(super) fn tls() -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+}
+
+pub(super) fn dialer() -> Arc<Dialer> {
+    let egress = Egress::new(Vec::new(), Vec::new());
+    Arc::new(Dialer::new(egress, &[], Arc::new(tls()), Duration::from_secs(5)))
+}
+
+/// A JWT for `subject`, issued now, that expires in `life` seconds.
+pub(super) fn jwt(subject: &str, life: i64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    claims(&json!({ "sub": subject, "iat": now, "exp": now.saturating_add_signed(life) }))
+}
+
+pub(super) fn token(subject: &str, life: i64) -> Token {
+    Token::parse(&jwt(subject, life)).unwrap()
+}
+
+/// A token without an end, issued at `iat`.
+pub(super) fn issued(subject: &str, iat: u64) -> Token {
+    Token::parse(&claims(&json!({ "sub": subject, "iat": iat }))).unwrap()
+}
+
+fn claims(claims: &Value) -> String {
+    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+    format!("{header}.{}.c2lnbmF0dXJl", URL_SAFE_NO_PAD.encode(claims.to_string()))
+}

@@ -1,0 +1,76 @@
+//! What can go wrong with the places where tokens rest.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+/// Why a store could not be read or written.
+///
+/// No variant carries a token, a password or a URL, and none carries a text of
+/// the Redis server: some of its errors repeat the arguments of a command.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The settings: not a URL that can be used.
+    #[error(
+        "REDIS_URL is not of the form redis://[user@]host[:port][/db], rediss://… or unix:///path \
+         (a password with special characters belongs in REDIS_PASSWORD)"
+    )]
+    RedisUrl,
+    /// The settings: certificates without encryption.
+    #[error("REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY need a REDIS_URL with rediss://")]
+    RedisTlsScheme,
+    /// The settings: half of a pair.
+    #[error("REDIS_TLS_CERT and REDIS_TLS_KEY need each other")]
+    RedisTlsPair,
+    /// The settings: a file that cannot be read.
+    #[error("cannot read {path}, named by {variable}: {reason}")]
+    RedisTlsFile {
+        /// The variable that names the file.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+    /// The settings: files that hold no certificates, or no key for them.
+    #[error(
+        "the files named by REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY are not PEM \
+         certificates and the key that belongs to them"
+    )]
+    RedisTlsContent,
+    /// The server wants another password, or one at all, or none.
+    #[error("Redis refused the password: check REDIS_PASSWORD and the user name in REDIS_URL")]
+    RedisPassword,
+    /// The server was silent for too long.
+    #[error("Redis did not answer in time: check REDIS_URL and the server")]
+    RedisTimeout,
+    /// There was no connection, or it broke.
+    #[error("no connection to Redis: {reason} (check REDIS_URL and the server)")]
+    RedisConnection {
+        /// What the system or TLS said.
+        reason: String,
+    },
+    /// The server answered with an error.
+    #[error("Redis refused the command: {code}")]
+    RedisRefused {
+        /// The first word of the server's error, as `NOPERM` or `OOM`.
+        code: String,
+    },
+    /// The server answered with something that makes no sense.
+    #[error("Redis gave an answer that cannot be used: {category}")]
+    RedisAnswer {
+        /// In which way.
+        category: String,
+    },
+    /// The env file could not be read or written.
+    #[error("cannot {action} the env file {path}, named by ENV_FILE: {reason}")]
+    EnvFile {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file as it was named.
+        path: PathBuf,
+        /// What the system said.
+        reason: io::Error,
+    },
+}

@@ -1,0 +1,267 @@
+//! The token in Redis, shared with other sidecars and with older programs.
+//!
+//! Three keys: the bare JWT, the cookies that came with it as a JSON object,
+//! and metadata of ours.
+//!
+//! # Invariants
+//!
+//! - All three are written together or not at all, with the same time to live.
+//! - What others may have written there is read with tolerance; nothing in it
+//!   can fail a load.
+//! - No operation lasts much longer than a second, and none panics.
+
+mod link;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    str,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use redis::{Pipeline, pipe};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use tracing::warn;
+
+use super::{Cookies, Published, StoreError, Timestamp, Token};
+use crate::config::Secret;
+use link::Link;
+
+/// The cookie from which older programs read the token.
+const TOKEN_COOKIE: &str = "access-token";
+
+/// Unreadable values that are remembered as reported.
+const MAX_REPORTED: usize = 64;
+
+/// Where the Redis server is, and what is kept there.
+#[derive(Clone)]
+pub struct RedisSettings {
+    /// `redis://`, `rediss://` or `unix://`. May hold a password.
+    pub url: String,
+    /// Overrides the password in the URL.
+    pub password: Option<Secret>,
+    /// The key of the bare JWT.
+    pub key: String,
+    /// The key of the cookies.
+    pub cookies_key: String,
+    /// Longest time to live of the keys.
+    pub ttl: Duration,
+    /// Authorities that the server's certificate is checked by; without them,
+    /// those of the system.
+    pub tls_ca: Option<PathBuf>,
+    /// Our own certificate, for servers that ask for one.
+    pub tls_cert: Option<PathBuf>,
+    /// The key to that certificate.
+    pub tls_key: Option<PathBuf>,
+}
+
+/// What a load has found.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// The token.
+    pub token: Token,
+    /// The cookies beside it, the token's own among them.
+    pub cookies: Cookies,
+    /// Another program has put the token there: no metadata of ours fits it.
+    pub foreign: bool,
+    /// The sidecar that saved the token had it verified.
+    pub verified: bool,
+    /// The cookies are readable and hold the same token.
+    pub cookies_agree: bool,
+}
+
+/// What we note about a token that we save. No secret is in it.
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    sha256: String,
+    #[serde(default)]
+    source: String,
+    #[serde(default)]
+    iat: Option<u64>,
+    #[serde(default)]
+    exp: Option<u64>,
+    #[serde(default)]
+    verified: bool,
+    #[serde(default)]
+    saved_at: u64,
+}
+
+/// The keys in Redis. Connects when first used.
+pub struct RedisStore {
+    link: Link,
+    key: String,
+    cookies_key: String,
+    metadata_key: String,
+    ttl: Duration,
+    /// Digests of unreadable values that have been reported.
+    reported: Mutex<HashSet<[u8; 32]>>,
+}
+
+impl RedisStore {
+    /// Checks the settings and reads the TLS files. Does not connect.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] for settings that cannot work.
+    pub fn new(settings: RedisSettings) -> Result<Self, StoreError> {
+        Ok(Self {
+            link: Link::new(&settings)?,
+            // The braces put the key into the same slot of a cluster.
+            metadata_key: format!("{{{}}}:meta", settings.key),
+            key: settings.key,
+            cookies_key: settings.cookies_key,
+            ttl: settings.ttl,
+            reported: Mutex::default(),
+        })
+    }
+
+    /// Reads the token and what lies beside it.
+    ///
+    /// `None`: there is no token, or its value cannot be read, which is
+    /// reported once for each such value.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server cannot be asked, after about 1 s at most.
+    pub async fn load(&self) -> Result<Option<Stored>, StoreError> {
+        // One command, so that the values belong together. A key of another
+        // type counts as absent.
+        let mut commands = pipe();
+        commands.cmd("MGET").arg(&self.key).arg(&self.cookies_key).arg(&self.metadata_key);
+        let (values,): ([Option<Vec<u8>>; 3],) = self.link.run(&commands).await?;
+        let [token, cookies, metadata] = values;
+        let token = token.and_then(|value| self.read_token(&value));
+        Ok(token.map(|token| self.stored(token, cookies.as_deref(), metadata.as_deref())))
+    }
+
+    /// Writes the token, its cookies and the metadata, all or nothing. They
+    /// live as long as the token does, but no longer than the settings say.
+    ///
+    /// A token that has expired by `now` is not written.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the server did not confirm it, after about 1 s at
+    /// most.
+    pub async fn save(&self, published: &Published, now: Timestamp) -> Result<(), StoreError> {
+        let token = &published.token;
+        if !token.is_live(now) {
+            return Ok(());
+        }
+        let ttl = self.seconds_to_live(token, now);
+        let cookies = published.cookies.with_token(TOKEN_COOKIE, token);
+        let metadata = Metadata::of(published, now);
+        // Spelled out: on a server that refuses MULTI itself, for want of a
+        // password or a permission, the crate's own form of it panics. One
+        // pipeline is one write, so no other command gets in between.
+        let mut commands = pipe();
+        commands.cmd("MULTI").ignore();
+        set(&mut commands, &self.key, token.expose(), ttl);
+        set(&mut commands, &self.cookies_key, &json(&cookies), ttl);
+        set(&mut commands, &self.metadata_key, &metadata.json(), ttl);
+        commands.cmd("EXEC");
+        let _answers: redis::Value = self.link.run(&commands).await?;
+        Ok(())
+    }
+
+    /// Asks the server for a sign of life.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when there was none, after about 1 s at most.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        let mut commands = pipe();
+        commands.cmd("PING").ignore();
+        self.link.run(&commands).await
+    }
+
+    fn stored(&self, token: Token, cookies: Option<&[u8]>, metadata: Option<&[u8]>) -> Stored {
+        let metadata = metadata
+            .and_then(|value| serde_json::from_slice::<Metadata>(value).ok())
+            .filter(|metadata| metadata.sha256 == token.digest_hex());
+        let cookies = cookies.and_then(|value| self.read_cookies(value));
+        let cookies_agree = cookies.as_ref().is_some_and(|cookies| {
+            let beside = cookies.get(TOKEN_COOKIE).map(Token::parse);
+            beside.is_some_and(|beside| beside.as_ref() == Ok(&token))
+        });
+        Stored {
+            token,
+            cookies: cookies.unwrap_or_default(),
+            foreign: metadata.is_none(),
+            verified: metadata.is_some_and(|metadata| metadata.verified),
+            cookies_agree,
+        }
+    }
+
+    fn read_token(&self, value: &[u8]) -> Option<Token> {
+        let token = str::from_utf8(value).ok().map(Token::parse);
+        let token = token.and_then(Result::ok);
+        if token.is_none() {
+            self.report_unreadable(&self.key, value);
+        }
+        token
+    }
+
+    fn read_cookies(&self, value: &[u8]) -> Option<Cookies> {
+        let Ok(pairs) = serde_json::from_slice::<Map<String, Value>>(value) else {
+            self.report_unreadable(&self.cookies_key, value);
+            return None;
+        };
+        let raw = |(name, value)| match value {
+            Value::String(value) => Some((name, value)),
+            _ => None, // No cookie's value.
+        };
+        Some(Cookies::from_pairs(pairs.into_iter().filter_map(raw)))
+    }
+
+    fn report_unreadable(&self, key: &str, value: &[u8]) {
+        // The value may be a secret with a slip in it, so only its digest is kept.
+        let digest = Sha256::new_with_prefix(key).chain_update([0]).chain_update(value);
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() >= MAX_REPORTED {
+            reported.clear();
+        }
+        if reported.insert(digest.finalize().into()) {
+            warn!(key, length = value.len(), "unreadable value in Redis ignored");
+        }
+    }
+
+    fn seconds_to_live(&self, token: &Token, now: Timestamp) -> u64 {
+        let longest = self.ttl.as_secs();
+        let left = token.expires_at().map(|end| end.0.saturating_sub(now.0));
+        left.map_or(longest, |left| left.min(longest)).max(1)
+    }
+}
+
+impl Metadata {
+    fn of(published: &Published, now: Timestamp) -> Self {
+        let token = &published.token;
+        Self {
+            sha256: token.digest_hex(),
+            source: published.source.as_str().to_owned(),
+            iat: token.issued_at().map(|time| time.0),
+            exp: token.expires_at().map(|time| time.0),
+            verified: published.is_verified(),
+            saved_at: now.0,
+        }
+    }
+
+    fn json(&self) -> String {
+        serde_json::json!(self).to_string()
+    }
+}
+
+fn json(cookies: &Cookies) -> String {
+    let pairs = cookies.iter().map(|(name, value)| (name.to_owned(), value.into()));
+    Value::Object(pairs.collect()).to_string()
+}
+
+fn set(commands: &mut Pipeline, key: &str, value: &str, ttl: u64) {
+    let command = commands.cmd("SET").arg(key).arg(value);
+    command.arg("EX").arg(ttl).ignore();
+}

@@ -1,0 +1,518 @@
+//! The Redis store against a real `redis-server`.
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Instant,
+};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+
+use super::*;
+use crate::token::{
+    Source, TokenCache,
+    test_support::{jwt, token},
+};
+
+const NOW: Timestamp = Timestamp(1_000_000);
+const LIFE: u64 = 168_000;
+
+/// What an operation may last at most, with room for a busy machine.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// A `redis-server` on a port of its own, killed on drop.
+struct Server {
+    port: u16,
+    folder: TempDir,
+    arguments: Vec<String>,
+    process: Child,
+}
+
+impl Server {
+    async fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mut server =
+            Self { port, process: spawn(port, folder.path(), &arguments), folder, arguments };
+        server.wait_until_up().await;
+        server
+    }
+
+    async fn restart(&mut self) {
+        self.process = spawn(self.port, self.folder.path(), &self.arguments);
+        self.wait_until_up().await;
+    }
+
+    async fn wait_until_up(&mut self) {
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            let ended = self.process.try_wait().unwrap();
+            assert!(ended.is_none(), "redis-server has ended: {ended:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    fn signal(&self, signal: &str) {
+        let mut kill = Command::new("kill");
+        kill.arg(signal).arg(self.process.id().to_string());
+        assert!(kill.status().unwrap().success());
+    }
+
+    fn settings(&self) -> RedisSettings {
+        settings(&format!("redis://127.0.0.1:{}", self.port))
+    }
+
+    fn store(&self) -> RedisStore {
+        RedisStore::new(self.settings()).unwrap()
+    }
+
+    /// Runs a command as an operator or another program would.
+    async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.query_async(&mut connection).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn spawn(port: u16, folder: &Path, arguments: &Vec<String>) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--appendonly", "no", "--dir"])
+        .arg(folder)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed")
+}
+
+fn settings(url: &str) -> RedisSettings {
+    RedisSettings {
+        url: url.to_owned(),
+        password: None,
+        key: "chitai_gorod_token".into(),
+        cookies_key: "chitai_gorod_cookies".into(),
+        ttl: Duration::from_hours(24),
+        tls_ca: None,
+        tls_cert: None,
+        tls_key: None,
+    }
+}
+
+/// A token of full life, published with the cookies of a shop's page.
+fn published(verified: bool) -> Arc<Published> {
+    let cookies = Cookies::from_pairs([
+        ("__ddg9_", "127.0.0.1"),
+        ("access-token", "stale"),
+        ("odd", "a%20\"b\"; \u{439}"),
+    ]);
+    let token = token(NOW.0 + LIFE);
+    TokenCache::new().publish(token, Source::Direct, Arc::new(cookies), verified, NOW)
+}
+
+async fn timed<T>(operation: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let outcome = operation.await;
+    assert!(started.elapsed() < BOUND, "took {:?}", started.elapsed());
+    outcome
+}
+
+#[tokio::test]
+async fn what_is_saved_is_loaded() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    store.ping().await.unwrap();
+    assert!(store.load().await.unwrap().is_none());
+    for verified in [true, false] {
+        let published = published(verified);
+        store.save(&published, NOW).await.unwrap();
+        let stored = store.load().await.unwrap().unwrap();
+        assert_eq!(stored.token, published.token);
+        assert_eq!(stored.verified, verified);
+        assert!(stored.cookies_agree && !stored.foreign);
+        let expected = published.cookies.with_token(TOKEN_COOKIE, &published.token);
+        assert_eq!(stored.cookies.iter().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn the_keys_have_the_form_that_older_programs_read() {
+    let server = Server::start(&[]).await;
+    let published = published(true);
+    let bare = published.token.expose();
+    server.store().save(&published, NOW).await.unwrap();
+    let value: String = server.command(&["GET", "chitai_gorod_token"]).await;
+    assert_eq!(value, bare);
+    let cookies: String = server.command(&["GET", "chitai_gorod_cookies"]).await;
+    let expected = format!(
+        r#"{{"__ddg9_":"127.0.0.1","access-token":"Bearer%20{bare}","odd":"a%20\"b\"; й"}}"#
+    );
+    assert_eq!(cookies, expected);
+    let metadata: String = server.command(&["GET", "{chitai_gorod_token}:meta"]).await;
+    let expected = serde_json::json!({
+        "sha256": published.token.digest_hex(),
+        "source": "direct",
+        "iat": 1,
+        "exp": NOW.0 + LIFE,
+        "verified": true,
+        "saved_at": NOW.0,
+    });
+    assert_eq!(metadata, expected.to_string());
+}
+
+#[tokio::test]
+async fn the_keys_live_no_longer_than_the_token() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    let published = published(true);
+    let end = NOW.0 + LIFE;
+    for (now, ttl) in [(NOW.0, 86_400), (end - 100, 100), (end - 1, 1)] {
+        store.save(&published, Timestamp(now)).await.unwrap();
+        for key in ["chitai_gorod_token", "chitai_gorod_cookies", "{chitai_gorod_token}:meta"] {
+            let found: u64 = server.command(&["PTTL", key]).await;
+            assert!(found <= ttl * 1000 && found + 900 > ttl * 1000, "{key} {found}");
+        }
+    }
+    let _: () = server.command(&["FLUSHALL"]).await;
+    store.save(&published, Timestamp(end)).await.unwrap();
+    assert_eq!(server.command::<u64>(&["DBSIZE"]).await, 0);
+    let eternal = Token::parse(&jwt("{}")).unwrap();
+    assert_eq!(store.seconds_to_live(&eternal, NOW), 86_400);
+}
+
+#[tokio::test]
+async fn what_another_program_put_there_is_foreign() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    store.save(&published(true), NOW).await.unwrap();
+    let other = token(5);
+    for form in ["{}", "Bearer {}", "\"Bearer%20{}\"", "Bearer+{}\n"] {
+        let value = form.replace("{}", other.expose());
+        let _: () = server.command(&["SET", "chitai_gorod_token", &value]).await;
+        let stored = store.load().await.unwrap().unwrap();
+        assert_eq!(stored.token, other);
+        assert!(stored.foreign && !stored.verified && !stored.cookies_agree);
+        assert_eq!(stored.cookies.get("__ddg9_"), Some("127.0.0.1"));
+    }
+    let cookies = format!(r#"{{"access-token":"Bearer {}","n":1}}"#, other.expose());
+    let _: () = server.command(&["SET", "chitai_gorod_cookies", &cookies]).await;
+    let stored = store.load().await.unwrap().unwrap();
+    assert!(stored.foreign && stored.cookies_agree);
+    assert_eq!(stored.cookies.iter().count(), 1);
+}
+
+#[tokio::test]
+async fn unreadable_values_fail_no_load_and_are_reported_once() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    for key in ["chitai_gorod_cookies", "{chitai_gorod_token}:meta"] {
+        for value in ["", "[]", "null", "{", "{\"access-token\":[]}", "\u{0}"] {
+            store.save(&published(true), NOW).await.unwrap();
+            let _: () = server.command(&["SET", key, value]).await;
+            let stored = store.load().await.unwrap().unwrap();
+            assert_eq!(stored.cookies_agree, key != "chitai_gorod_cookies");
+            assert_eq!(stored.foreign, key != "chitai_gorod_cookies");
+        }
+    }
+    store.reported.lock().unwrap().clear();
+    for value in ["", "garbage", "a.b.c"] {
+        let _: () = server.command(&["SET", "chitai_gorod_token", value]).await;
+        for _ in 0..2 {
+            assert!(store.load().await.unwrap().is_none());
+        }
+    }
+    assert_eq!(store.reported.lock().unwrap().len(), 3);
+    for n in 0..=MAX_REPORTED {
+        store.report_unreadable("key", &n.to_be_bytes());
+    }
+    assert!(store.reported.lock().unwrap().len() <= MAX_REPORTED);
+}
+
+#[tokio::test]
+async fn keys_of_another_type_count_as_absent_and_are_replaced() {
+    let server = Server::start(&[]).await;
+    for key in ["chitai_gorod_token", "chitai_gorod_cookies", "{chitai_gorod_token}:meta"] {
+        let _: () = server.command(&["LPUSH", key, "x"]).await;
+    }
+    let store = server.store();
+    assert!(store.load().await.unwrap().is_none());
+    store.save(&published(true), NOW).await.unwrap();
+    assert!(store.load().await.unwrap().unwrap().cookies_agree);
+}
+
+#[tokio::test]
+async fn a_server_that_was_down_is_found_again() {
+    let mut server = Server::start(&[]).await;
+    let store = server.store();
+    for _ in 0..3 {
+        timed(store.save(&published(true), NOW)).await.unwrap();
+        server.kill();
+        for _ in 0..3 {
+            let error = timed(store.load()).await.unwrap_err();
+            assert!(matches!(error, StoreError::RedisConnection { .. }), "{error}");
+            timed(store.save(&published(true), NOW)).await.unwrap_err();
+            timed(store.ping()).await.unwrap_err();
+        }
+        server.restart().await;
+        assert!(timed(store.load()).await.unwrap().is_none());
+    }
+    // A restart that went unnoticed costs no error either.
+    server.kill();
+    server.restart().await;
+    timed(store.save(&published(true), NOW)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_at_first_is_found() {
+    let mut server = Server::start(&[]).await;
+    server.kill();
+    let store = server.store();
+    timed(store.ping()).await.unwrap_err();
+    server.restart().await;
+    timed(store.ping()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_a_second_and_is_found_again() {
+    let server = Server::start(&[]).await;
+    for connected_before in [true, false] {
+        let store = server.store();
+        if connected_before {
+            store.ping().await.unwrap();
+        }
+        server.signal("-STOP");
+        for _ in 0..2 {
+            let error = timed(store.load()).await.unwrap_err();
+            assert!(matches!(error, StoreError::RedisTimeout), "{error}");
+        }
+        let (one, two) = tokio::join!(timed(store.ping()), timed(store.load()));
+        assert!(one.is_err() && two.is_err());
+        server.signal("-CONT");
+        timed(store.ping()).await.unwrap();
+        timed(store.save(&published(true), NOW)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_abandoned_operation_spoils_nothing() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    server.signal("-STOP");
+    let abandoned = tokio::time::timeout(Duration::from_millis(50), store.ping());
+    abandoned.await.unwrap_err();
+    server.signal("-CONT");
+    timed(store.ping()).await.unwrap();
+}
+
+#[tokio::test]
+async fn operations_at_once_share_a_connection() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    let pings = (0..50).map(|_| store.ping());
+    for outcome in futures_util::future::join_all(pings).await {
+        outcome.unwrap();
+    }
+    let clients: String = server.command(&["CLIENT", "LIST"]).await;
+    assert_eq!(clients.lines().count(), 2, "{clients}");
+}
+
+const PASSWORD: &str = "p@ss:w/rd#%20?&=+ \u{439}'\"";
+
+#[tokio::test]
+async fn a_password_may_have_any_characters() {
+    let server = Server::start(&["--requirepass", "p@ss:w/rd#%20?&=+"]).await;
+    let mut settings = server.settings();
+    settings.password = Some(Secret::new("p@ss:w/rd#%20?&=+"));
+    RedisStore::new(settings.clone()).unwrap().ping().await.unwrap();
+    // The one apart counts more than the one in the URL.
+    settings.url = format!("redis://:wrong@127.0.0.1:{}", server.port);
+    RedisStore::new(settings.clone()).unwrap().ping().await.unwrap();
+    settings.password = None;
+    settings.url = format!("redis://:p%40ss%3Aw%2Frd%23%2520%3F&=+@127.0.0.1:{}/2", server.port);
+    RedisStore::new(settings).unwrap().ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_and_not_shown() {
+    let mut server = Server::start(&["--requirepass", "right"]).await;
+    let mut settings = server.settings();
+    for (url_password, password) in [("", None), ("", Some(PASSWORD)), (":hidden@", None)] {
+        settings.url = format!("redis://{url_password}127.0.0.1:{}", server.port);
+        settings.password = password.map(Secret::new);
+        let store = RedisStore::new(settings.clone()).unwrap();
+        let error = timed(store.ping()).await.unwrap_err();
+        assert!(matches!(error, StoreError::RedisPassword), "{error}");
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("REDIS_PASSWORD"));
+        assert!(!shown.contains(PASSWORD) && !shown.contains("hidden"));
+        let error = timed(store.save(&published(true), NOW)).await.unwrap_err();
+        assert!(matches!(error, StoreError::RedisPassword), "{error}");
+    }
+    // It is tried again, for the server may have been wrong.
+    let store = RedisStore::new(settings).unwrap();
+    store.ping().await.unwrap_err();
+    server.kill();
+    server.arguments = vec!["--requirepass".into(), "hidden".into()];
+    server.restart().await;
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_command_shows_the_code_and_no_secret() {
+    let server = Server::start(&[]).await;
+    let _: () = server.command(&["ACL", "SETUSER", "default", "-set"]).await;
+    let published = published(true);
+    let error = server.store().save(&published, NOW).await.unwrap_err();
+    assert!(matches!(&error, StoreError::RedisRefused { code } if code == "NOPERM"), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains(published.token.expose()));
+    assert!(server.store().load().await.unwrap().is_none());
+    let _: () = server.command(&["ACL", "SETUSER", "default", "+set", "-multi"]).await;
+    server.store().save(&published, NOW).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_server_without_memory_keeps_all_or_nothing() {
+    let server = Server::start(&["--maxmemory", "1"]).await;
+    let error = server.store().save(&published(true), NOW).await.unwrap_err();
+    assert!(matches!(&error, StoreError::RedisRefused { code } if code == "OOM"), "{error:?}");
+    assert_eq!(server.command::<u64>(&["DBSIZE"]).await, 0);
+}
+
+#[tokio::test]
+async fn a_unix_socket_will_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let _server = Server::start(&["--unixsocket", socket.to_str().unwrap()]).await;
+    let store = RedisStore::new(settings(&format!("unix://{}", socket.display()))).unwrap();
+    store.ping().await.unwrap();
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused_without_being_shown() {
+    for url in [
+        "",
+        "hidden",
+        "http://:hidden@host",
+        "redis+sentinel://:hidden@host",
+        "redis://:hid/den@host",
+        "redis://:hid#den@host",
+        "redis://:hidden@host/db",
+        "redis://:hidden@host?protocol=hidden",
+        "redis://:hidden@",
+        "rediss://:hidden@host/#insecure",
+        "rediss://:hidden@host/#hidden",
+    ] {
+        let error = RedisStore::new(settings(url)).err().expect(url);
+        assert!(matches!(error, StoreError::RedisUrl), "{url}");
+        assert!(!format!("{error} {error:?}").contains("hid"), "{url}");
+        assert!(error.to_string().contains("REDIS_URL"));
+    }
+}
+
+/// An authority and a leaf signed by it, as PEM files in a folder.
+struct Certificates {
+    folder: TempDir,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        let name = &mut authority.distinguished_name;
+        name.push(rcgen::DnType::CommonName, "authority");
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap());
+        let authority = authority.unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).unwrap();
+        let leaf = leaf.signed_by(&key, &authority).unwrap();
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text);
+        write("ca.pem", authority.pem()).unwrap();
+        write("leaf.pem", leaf.pem()).unwrap();
+        write("leaf.key", key.serialize_pem()).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn tls_is_verified_by_the_given_authority_and_shows_our_certificate() {
+    let files = Certificates::new();
+    let (ca, leaf, key) = (files.text("ca.pem"), files.text("leaf.pem"), files.text("leaf.key"));
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let _server = Server::start(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-auth-clients",
+        "yes",
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-cert-file",
+        &leaf,
+        "--tls-key-file",
+        &key,
+    ])
+    .await;
+    let mut settings = settings(&format!("rediss://127.0.0.1:{port}"));
+    settings.tls_ca = Some(files.path("ca.pem"));
+    settings.tls_cert = Some(files.path("leaf.pem"));
+    settings.tls_key = Some(files.path("leaf.key"));
+    let store = RedisStore::new(settings.clone()).unwrap();
+    store.save(&published(true), NOW).await.unwrap();
+    assert!(store.load().await.unwrap().is_some());
+
+    let mut without_own = settings.clone();
+    (without_own.tls_cert, without_own.tls_key) = (None, None);
+    RedisStore::new(without_own).unwrap().ping().await.unwrap_err();
+
+    settings.tls_ca = Some(Certificates::new().path("ca.pem"));
+    let error = RedisStore::new(settings.clone()).err().map(|error| error.to_string());
+    assert!(error.unwrap().contains("named by REDIS_TLS_CA")); // Gone with its folder.
+    let stranger = Certificates::new();
+    settings.tls_ca = Some(stranger.path("ca.pem"));
+    let error = RedisStore::new(settings).unwrap().ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::RedisConnection { .. }), "{error}");
+}
+
+#[test]
+fn tls_files_must_fit_together() {
+    let files = Certificates::new();
+    let mut plain = settings("redis://host");
+    plain.tls_ca = Some(files.path("ca.pem"));
+    let error = RedisStore::new(plain).err();
+    assert!(matches!(error, Some(StoreError::RedisTlsScheme)));
+    let mut half = settings("rediss://host");
+    half.tls_cert = Some(files.path("leaf.pem"));
+    let error = RedisStore::new(half.clone()).err();
+    assert!(matches!(error, Some(StoreError::RedisTlsPair)));
+    half.tls_key = Some(files.path("leaf.pem"));
+    let error = RedisStore::new(half).err();
+    assert!(matches!(error, Some(StoreError::RedisTlsContent)));
+}
