@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn text_has_utc_times_and_no_colour_off_a_terminal() {
-        let text = logged("info", Format::Text, || info!(generation = 3, "token refreshed"));
+        let text = logged("info", Format::Text, || {
+            info!(generation = 3, "token refreshed");
+        });
         assert!(!text.contains('\u{1b}'), "{text}");
         let time = text.split_whitespace().next().unwrap();
         assert!(humantime::parse_rfc3339(time).is_ok(), "{time}");

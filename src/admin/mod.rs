@@ -43,7 +43,7 @@ const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 const HEAD_SIZE: usize = 16 * 1024;
 /// So that no client keeps its place for ever.
-const CONNECTION_LIFE: Duration = Duration::from_secs(600);
+const CONNECTION_LIFE: Duration = Duration::from_mins(10);
 /// How long a connection that must end may take to finish its answer.
 const GRACE: Duration = Duration::from_secs(3);
 /// When out of file descriptors: let some close.

@@ -10,7 +10,7 @@ use crate::refresh::RefreshStatus;
 use crate::token::{Published, Timestamp};
 
 /// After this time without a request to the API, something may be set up wrong.
-const QUIET: Duration = Duration::from_secs(300);
+const QUIET: Duration = Duration::from_mins(5);
 
 /// Whether requests can be served now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,20 +1,29 @@
 //! The admin port over real sockets.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use http::{Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
 use super::{AdminState, serve};
 use crate::config::Secret;
 use crate::metrics::Metrics;
-use crate::refresh::Refresher;
+use crate::net::{Dialer, Egress};
+use crate::refresh::{Parts, RefreshSettings, Refresher, SourceKind};
 use crate::token::{Clock, Source, Token, TokenCache};
 
 /// A bare JWT that expires in the year 2100.
@@ -29,12 +38,25 @@ struct Port {
 }
 
 impl Port {
+    /// One whose refreshes fail: it has no source.
     async fn start(admin_token: Option<&str>) -> Self {
-        let state = Arc::new(AdminState {
+        Self::run(admin_token, None).await
+    }
+
+    async fn run(admin_token: Option<&str>, api: Option<SocketAddr>) -> Self {
+        let egress = Egress::new(Vec::new(), Vec::new());
+        let dialer = Dialer::new(egress, &[], Arc::new(tls()), Duration::from_secs(5));
+        let parts = Parts {
             cache: Arc::new(TokenCache::new()),
-            refresher: refresher(),
-            metrics: Arc::new(Metrics::new(1)),
             clock: Arc::new(Clock::new()),
+            dialer: Arc::new(dialer),
+            metrics: Arc::new(Metrics::new(1)),
+        };
+        let state = Arc::new(AdminState {
+            cache: Arc::clone(&parts.cache),
+            metrics: Arc::clone(&parts.metrics),
+            clock: Arc::clone(&parts.clock),
+            refresher: refresher(parts, api),
             version: "1.2.3",
             started: Instant::now(),
             draining: CancellationToken::new(),
@@ -221,8 +243,19 @@ async fn shutdown_ends_idle_connections_and_returns() {
     assert!(TcpStream::connect(port.address).await.is_err(), "the listener is closed");
 }
 
-fn refresher() -> Arc<Refresher> {
-    Arc::new(Refresher)
+#[tokio::test]
+async fn a_refresh_by_hand_tells_of_the_new_token() {
+    let port = Port::run(None, Some(start_api().await)).await;
+    let reply = port.ask("POST /refresh", "").await;
+    assert_eq!(reply.status(), 200, "{reply:?}");
+    assert_eq!(
+        reply.body,
+        r#"{"generation":1,"source":"direct","expires_at":"2100-01-01T00:00:00Z"}"#
+    );
+    assert_eq!(port.get("/ready").await.status(), 200);
+    let status = port.get("/status").await.json();
+    assert_eq!(status["refresh"]["last_outcome"], "ok");
+    assert_eq!(status["token"]["verified"], true);
 }
 
 #[tokio::test]
@@ -231,4 +264,64 @@ async fn a_failed_refresh_is_502_and_says_when_to_try_again() {
     let reply = port.ask("POST /refresh", "").await;
     assert_eq!((reply.status(), &reply.json()["error"]), (502, &"refresh_failed".into()));
     assert!(reply.head.contains("retry-after: "), "{}", reply.head);
+}
+
+/// An API that gives [`JWT`] and accepts it; its address.
+async fn start_api() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let http = http1::Builder::new();
+            tokio::spawn(http.serve_connection(TokioIo::new(stream), service_fn(answer_as_api)));
+        }
+    });
+    address
+}
+
+async fn answer_as_api(request: Request<Incoming>) -> Result<Response<String>, Infallible> {
+    let authorization = request.headers().get(header::AUTHORIZATION);
+    let (status, body) = match request.uri().path() {
+        "/api/v1/auth/anonymous" => {
+            (201, json!({ "token": { "accessToken": format!("Bearer {JWT}") } }).to_string())
+        }
+        _ if authorization.is_some() => (200, String::new()),
+        _ => (401, String::new()),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    Ok(response)
+}
+
+/// A refresher whose one source is the API at `api`; without it, none.
+fn refresher(parts: Parts, api: Option<SocketAddr>) -> Arc<Refresher> {
+    let base = api.map_or("http://127.0.0.1:9".to_owned(), |address| format!("http://{address}"));
+    let url = |path: &str| Url::parse(&format!("{base}{path}")).unwrap();
+    let settings = RefreshSettings {
+        shop_url: url("/"),
+        verify_url: url("/api/verify"),
+        api_origins: vec![url("/api")],
+        token_cookies: vec!["access-token".to_owned()],
+        sources: api.map(|_| SourceKind::Direct).into_iter().collect(),
+        flaresolverr_url: None,
+        solver_tls: tls(),
+        source_patience: Duration::from_secs(8),
+        solve_timeout: Duration::from_secs(45),
+        refresh_every: Duration::from_hours(1),
+        redis: None,
+        env_file: None,
+        environment: None,
+    };
+    Refresher::new(settings, parts, Handle::current()).unwrap()
+}
+
+/// TLS settings that trust nobody: the tests speak in the clear.
+fn tls() -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
 }

@@ -2,6 +2,7 @@
 
 mod ca;
 mod client;
+mod demo;
 mod refresh;
 mod run;
 mod token;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// Run the sidecar (the default).
     Run,
+    /// Show the whole story on loopback, with stand-ins; needs nothing else.
+    Demo,
     /// Renew the token now: in the running sidecar, or without one by itself.
     Refresh,
     /// Show the token's state as the stores have it.
@@ -80,9 +83,13 @@ pub fn main() -> ExitCode {
 
 impl Command {
     async fn execute(self) -> Result<ExitCode, AppError> {
+        if let Self::Demo = self {
+            return Ok(demo::execute().await);
+        }
         let env = Env::from_process();
         let config = Config::from_env(&env)?;
         match self {
+            Self::Demo => Ok(ExitCode::SUCCESS),
             Self::Run => run::execute(config, &env).await,
             Self::Refresh => refresh::execute(&config).await,
             Self::Token { reveal } => token::execute(&config, reveal).await,
