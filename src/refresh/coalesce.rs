@@ -9,10 +9,12 @@
 //! - A task that panics leaves nobody waiting.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+
+use super::lock;
 
 type Slot<T> = Mutex<Option<watch::Sender<Option<T>>>>;
 
@@ -121,10 +123,6 @@ impl<T> Drop for Landing<T> {
     }
 }
 
-fn lock<T>(slot: &Slot<T>) -> MutexGuard<'_, Option<watch::Sender<Option<T>>>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -165,7 +163,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_look_finds_starts_nothing() {
         let coalesce = Coalesce::<u8>::new(Handle::current());
-        let entered = coalesce.enter(|running| Some(running), || async { 1 });
+        let entered = coalesce.enter(Some, || async { 1 });
         assert!(matches!(entered, Entered::Settled(false)));
         assert!(!coalesce.is_running());
     }

@@ -1,8 +1,9 @@
 //! The tokens that the API has refused, so that none comes back by a detour.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
+use super::lock;
 use crate::token::Token;
 
 /// Enough for days of refusals; the oldest gives way.
@@ -15,7 +16,7 @@ pub(super) struct Denied(Mutex<VecDeque<[u8; 32]>>);
 impl Denied {
     /// Remembers that the API refused `token`. Returns whether that was news.
     pub(super) fn add(&self, token: &Token) -> bool {
-        let mut digests = self.lock();
+        let mut digests = lock(&self.0);
         if digests.contains(token.digest()) {
             return false;
         }
@@ -28,11 +29,7 @@ impl Denied {
 
     /// Whether the API has refused `token`.
     pub(super) fn contains(&self, token: &Token) -> bool {
-        self.lock().contains(token.digest())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<[u8; 32]>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).contains(token.digest())
     }
 }
 
@@ -52,6 +49,6 @@ mod tests {
             denied.add(&token(&n.to_string(), 60));
         }
         assert!(!denied.contains(&first));
-        assert_eq!(denied.lock().len(), MAX_DENIED);
+        assert_eq!(lock(&denied.0).len(), MAX_DENIED);
     }
 }

@@ -70,8 +70,7 @@ impl Direct {
             return Err(SourceError::Failed { status, message });
         }
         let token = access_token(status, response.body())?;
-        let name = self.cookie_names.first().map_or("access-token", |name| name);
-        Ok(Found { cookies: Cookies::default().with_token(name, &token), token })
+        Ok(Found { token, cookies: Cookies::default() })
     }
 
     async fn page(&self) -> Result<Found, SourceError> {
@@ -163,7 +162,6 @@ mod tests {
         let api = answering(201, body).await;
         let found = direct(&[&api], &api).ask().await.unwrap();
         assert_eq!(found.token.expose(), token);
-        assert_eq!(found.cookies.get("access-token"), Some(&*format!("Bearer%20{token}")));
         let [request] = &api.requests()[..] else { panic!("one request") };
         assert_eq!(request.target, "POST /web/api/v1/auth/anonymous");
         assert_eq!(request.headers["content-type"], "application/json");

@@ -3,13 +3,13 @@
 //! # Invariants
 //!
 //! - One judgement at a time, at most one a second, shared by all who may use it.
-//! - A request may use only a judgement that was asked for after it was sent:
-//!   the token may have died in between.
+//! - A request is excused only by a verdict that was asked for after it was
+//!   sent: the token may have died in between.
 //! - A good verdict excuses the requests sent before it, and for a minute the
 //!   endpoints of those it excused. Nothing else: a real death must show.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::coalesce::{Coalesce, Entered};
 use super::verifier::{Opinion, Trust, Verifier};
-use super::{Endpoint, Refusal};
+use super::{Endpoint, Refusal, lock};
 use crate::token::{Generation, Published};
 
 /// The least time from one judgement to the next.
@@ -47,13 +47,13 @@ impl Judge {
             return Opinion::Unknown;
         }
         loop {
-            let entered = self
-                .flights
-                .enter(|running| self.look(refusal, running), || self.ask(Arc::clone(refused)));
+            let entered = self.flights.enter(
+                |running| lock(&self.docket).rule(refusal, running, Instant::now()),
+                || self.ask(Arc::clone(refused)),
+            );
             match entered {
-                Entered::Settled(Next::Settled(opinion)) => return opinion,
-                Entered::Settled(Next::Wait(until)) => sleep_until(until).await,
-                Entered::Settled(Next::Ask) => {}
+                Entered::Settled(Ruling::Final(opinion)) => return opinion,
+                Entered::Settled(Ruling::NotBefore(moment)) => sleep_until(moment).await,
                 Entered::Joined(flight) | Entered::Started(flight) => {
                     if flight.outcome().await.is_none() {
                         return Opinion::Unknown;
@@ -61,11 +61,6 @@ impl Judge {
                 }
             }
         }
-    }
-
-    fn look(&self, refusal: &Refusal, running: bool) -> Option<Next> {
-        let next = lock(&self.docket).next(refusal, running, Instant::now());
-        Some(next).filter(|next| *next != Next::Ask)
     }
 
     /// Called under the lock of the flights.
@@ -81,15 +76,13 @@ impl Judge {
     }
 }
 
-/// What a refusal has to do next.
+/// What the docket says of a refusal without asking anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
+enum Ruling {
     /// The verdict is there.
-    Settled(Opinion),
-    /// Too soon to ask again.
-    Wait(Instant),
-    /// Ask, or wait for the one who is asking.
-    Ask,
+    Final(Opinion),
+    /// It is too soon to ask again.
+    NotBefore(Instant),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -100,8 +93,20 @@ struct Judgement {
 }
 
 impl Judgement {
-    fn covers(&self, refusal: &Refusal) -> bool {
-        self.generation == refusal.generation && refusal.sent_at <= self.asked_at
+    fn covers(&self, refusal: &Refusal, now: Instant) -> bool {
+        let in_time = match self.opinion {
+            Opinion::Good => refusal.sent_at <= self.asked_at,
+            // The dead do not rise again.
+            Opinion::Bad => true,
+            // No telling a moment ago: asking again would only cost time.
+            Opinion::Unknown => refusal.sent_at <= self.asked_at || now < self.next(),
+        };
+        self.generation == refusal.generation && in_time
+    }
+
+    /// When the next one may be asked for.
+    fn next(&self) -> Instant {
+        self.asked_at + INTERVAL
     }
 }
 
@@ -120,21 +125,20 @@ struct Excuse {
 }
 
 impl Docket {
-    fn next(&mut self, refusal: &Refusal, running: bool, now: Instant) -> Next {
+    /// `None`: the verifier is to be asked, or the one asking to be joined.
+    fn rule(&mut self, refusal: &Refusal, running: bool, now: Instant) -> Option<Ruling> {
         if self.is_excused(refusal, now) {
-            return Next::Settled(Opinion::Good);
+            return Some(Ruling::Final(Opinion::Good));
         }
         match self.last {
-            Some(last) if last.covers(refusal) => {
+            Some(last) if last.covers(refusal, now) => {
                 if last.opinion == Opinion::Good {
-                    self.excuse(refusal, now);
+                    self.excuse(refusal, now, last.asked_at + EXCUSE);
                 }
-                Next::Settled(last.opinion)
+                Some(Ruling::Final(last.opinion))
             }
-            Some(last) if !running && now < last.asked_at + INTERVAL => {
-                Next::Wait(last.asked_at + INTERVAL)
-            }
-            _ => Next::Ask,
+            Some(last) if !running && now < last.next() => Some(Ruling::NotBefore(last.next())),
+            _ => None,
         }
     }
 
@@ -150,18 +154,14 @@ impl Docket {
         })
     }
 
-    fn excuse(&mut self, refusal: &Refusal, now: Instant) {
+    fn excuse(&mut self, refusal: &Refusal, now: Instant, until: Instant) {
         let (generation, endpoint) = (refusal.generation, refusal.endpoint);
         self.excused.retain(|excuse| now < excuse.until && excuse.generation == generation);
         if self.excused.len() == MAX_EXCUSED {
             self.excused.pop_front();
         }
-        self.excused.push_back(Excuse { generation, endpoint, until: now + EXCUSE });
+        self.excused.push_back(Excuse { generation, endpoint, until });
     }
-}
-
-fn lock(docket: &Mutex<Docket>) -> MutexGuard<'_, Docket> {
-    docket.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -189,8 +189,8 @@ mod tests {
     fn the_first_refusal_asks_and_the_others_join() {
         let now = Instant::now();
         let mut docket = Docket::default();
-        assert_eq!(docket.next(&refusal("/a", now), false, now), Next::Ask);
-        assert_eq!(docket.next(&refusal("/b", now), true, now), Next::Ask);
+        assert_eq!(docket.rule(&refusal("/a", now), false, now), None);
+        assert_eq!(docket.rule(&refusal("/b", now), true, now), None);
     }
 
     #[test]
@@ -199,51 +199,66 @@ mod tests {
         for opinion in [Opinion::Good, Opinion::Bad, Opinion::Unknown] {
             let mut docket = judged(now, opinion);
             let earlier = refusal("/a", now - ms(1));
-            assert_eq!(docket.next(&earlier, false, now + ms(5)), Next::Settled(opinion));
+            assert_eq!(docket.rule(&earlier, false, now + ms(5)), Some(Ruling::Final(opinion)));
         }
     }
 
     #[test]
-    fn what_was_sent_later_waits_for_the_next_verdict() {
+    fn a_bad_verdict_counts_for_good_and_an_undecided_one_for_a_second() {
+        let now = Instant::now();
+        let later = refusal("/a", now + ms(900));
+        let bad = judged(now, Opinion::Bad).rule(&later, false, now + ms(60_000));
+        assert_eq!(bad, Some(Ruling::Final(Opinion::Bad)));
+        let mut docket = judged(now, Opinion::Unknown);
+        let ruling = docket.rule(&later, false, now + ms(999));
+        assert_eq!(ruling, Some(Ruling::Final(Opinion::Unknown)));
+        assert_eq!(docket.rule(&later, false, now + INTERVAL), None);
+    }
+
+    #[test]
+    fn what_was_sent_after_a_good_verdict_waits_for_the_next() {
         let now = Instant::now();
         let mut docket = judged(now, Opinion::Good);
         let later = refusal("/b", now + ms(1));
-        assert_eq!(docket.next(&later, false, now + ms(5)), Next::Wait(now + INTERVAL));
-        assert_eq!(docket.next(&later, false, now + INTERVAL), Next::Ask);
+        assert_eq!(
+            docket.rule(&later, false, now + ms(5)),
+            Some(Ruling::NotBefore(now + INTERVAL))
+        );
+        assert_eq!(docket.rule(&later, false, now + INTERVAL), None);
         // One that is asking already may be joined at any time.
-        assert_eq!(docket.next(&later, true, now + ms(5)), Next::Ask);
+        assert_eq!(docket.rule(&later, true, now + ms(5)), None);
     }
 
     #[test]
     fn a_good_verdict_excuses_its_endpoints_for_a_minute_and_no_others() {
         let now = Instant::now();
         let mut docket = judged(now, Opinion::Good);
-        docket.next(&refusal("/own", now), false, now);
+        docket.rule(&refusal("/own", now), false, now);
         let (soon, late) = (now + ms(59_999), now + EXCUSE);
-        let settled = Next::Settled(Opinion::Good);
-        assert_eq!(docket.next(&refusal("/own", soon), false, soon), settled);
-        assert_eq!(docket.next(&refusal("/other", soon), false, soon), Next::Ask);
-        assert_eq!(docket.next(&refusal("/own", late), false, late), Next::Ask);
+        let settled = Some(Ruling::Final(Opinion::Good));
+        assert_eq!(docket.rule(&refusal("/own", soon), false, soon), settled);
+        assert_eq!(docket.rule(&refusal("/other", soon), false, soon), None);
+        assert_eq!(docket.rule(&refusal("/own", late), false, late), None);
         let mut post = refusal("/own", soon);
         post.endpoint = Endpoint::new(&Method::POST, "/own");
-        assert_eq!(docket.next(&post, false, soon), Next::Ask);
+        assert_eq!(docket.rule(&post, false, soon), None);
     }
 
     #[test]
     fn an_excuse_is_not_for_the_next_token() {
         let now = Instant::now();
         let mut docket = judged(now, Opinion::Good);
-        docket.next(&refusal("/own", now), false, now);
+        docket.rule(&refusal("/own", now), false, now);
         let mut next = refusal("/own", now + ms(2000));
         next.generation = Generation(2);
-        assert_eq!(docket.next(&next, false, now + ms(2000)), Next::Ask);
+        assert_eq!(docket.rule(&next, false, now + ms(2000)), None);
     }
 
     #[test]
     fn a_bad_verdict_excuses_nothing() {
         let now = Instant::now();
         let mut docket = judged(now, Opinion::Bad);
-        docket.next(&refusal("/a", now), false, now);
+        docket.rule(&refusal("/a", now), false, now);
         assert!(docket.excused.is_empty());
     }
 
@@ -252,7 +267,7 @@ mod tests {
         let now = Instant::now();
         let mut docket = judged(now, Opinion::Good);
         for path in 0..1000 {
-            docket.next(&refusal(&path.to_string(), now), false, now);
+            docket.rule(&refusal(&path.to_string(), now), false, now);
         }
         assert_eq!(docket.excused.len(), MAX_EXCUSED);
         assert!(docket.is_excused(&refusal("999", now), now));

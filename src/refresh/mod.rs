@@ -32,10 +32,12 @@ mod stores;
 mod tasks;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod verifier;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::Method;
@@ -181,4 +183,10 @@ impl FailureReason {
             Self::Backoff => "backoff",
         }
     }
+}
+
+/// A panic elsewhere is no reason to panic here too: what the locks of this
+/// module guard is whole between any two statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 //! The single flight: who waits for which run, and what comes of a refusal.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -23,7 +23,7 @@ use super::schedule::Schedule;
 use super::sources::{Solved, Sources};
 use super::stores::Stores;
 use super::verifier::{Opinion, Verifier};
-use super::{FailureReason, RefreshFailure, RefreshSettings, Refusal, Verdict};
+use super::{FailureReason, RefreshFailure, RefreshSettings, Refusal, Verdict, lock};
 use crate::metrics::Metrics;
 use crate::net::Dialer;
 use crate::token::{Clock, Cookies, Generation, Published, Source, Token, TokenCache};
@@ -77,7 +77,8 @@ pub struct Refresher {
     denied: Denied,
     schedule: Mutex<Schedule>,
     refresh_every: Duration,
-    token_cookie: String,
+    /// Names of the token's cookie, the preferred first.
+    token_cookies: Vec<String>,
 }
 
 impl Refresher {
@@ -100,14 +101,13 @@ impl Refresher {
             settings.verify_url,
         ));
         let cookies = settings.token_cookies;
-        let token_cookie = cookies.first().cloned().unwrap_or_else(|| "access-token".to_owned());
         let (shop_url, solve_timeout) = (settings.shop_url, settings.solve_timeout);
         let solver = |url| {
             let (shop_url, tls) = (shop_url.clone(), settings.solver_tls);
             FlareSolverr::new(&url, shop_url, solve_timeout, cookies.clone(), tls)
         };
         let flaresolverr = settings.flaresolverr_url.map(solver).transpose()?;
-        let direct = Direct::new(dialer, &settings.api_origins, shop_url, cookies);
+        let direct = Direct::new(dialer, &settings.api_origins, shop_url, cookies.clone());
         let sources = Sources::new(
             settings.sources,
             settings.source_patience,
@@ -128,7 +128,7 @@ impl Refresher {
             denied: Denied::default(),
             schedule: Mutex::default(),
             refresh_every: settings.refresh_every,
-            token_cookie,
+            token_cookies: cookies,
             cache,
             clock,
             metrics,
@@ -151,7 +151,7 @@ impl Refresher {
         if self.is_held() {
             return Verdict::Failed(self.backoff_failure());
         }
-        if let Some(refused) = self.usable()
+        if let Some(refused) = self.usable().filter(|usable| Some(usable.generation) == older)
             && self.opinion(&refusal, &refused).await == Opinion::Good
         {
             return Verdict::PassOn;
@@ -317,7 +317,7 @@ impl Refresher {
         verified: bool,
     ) -> Arc<Published> {
         let now = self.clock.now();
-        let cookies = Arc::new(cookies.with_token(&self.token_cookie, &token));
+        let cookies = Arc::new(self.in_step(cookies, &token));
         let published = self.cache.publish(token, source, cookies, verified, now);
         let expires_at = published.token.expires_at();
         self.metrics.token(published.generation.0, expires_at.map(|at| at.0));
@@ -326,6 +326,13 @@ impl Refresher {
         self.schedule().published(moment, life, self.refresh_every, jitter());
         self.woken.notify_one();
         published
+    }
+
+    /// The cookies with every form of the token's own set to `token`.
+    fn in_step(&self, cookies: &Cookies, token: &Token) -> Cookies {
+        let present = self.token_cookies.iter().filter(|name| cookies.get(name).is_some());
+        let names = self.token_cookies.iter().take(1).chain(present);
+        names.fold(cookies.clone(), |cookies, name| cookies.with_token(name, token))
     }
 
     pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
@@ -345,8 +352,4 @@ impl Refresher {
     fn failure(&self, reason: FailureReason, error: Arc<RefreshError>) -> RefreshFailure {
         RefreshFailure { reason, retry_after: self.retry_after(), error }
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,8 @@ use tracing::{info, warn};
 
 use super::backoff::jitter;
 use super::error::{RefreshError, SourceError, readable};
-use super::refresher::{Refresher, lock};
+use super::lock;
+use super::refresher::Refresher;
 use super::schedule::Failed;
 use super::solution::Found;
 use super::sources::Solved;
@@ -98,8 +99,10 @@ impl Refresher {
 
     async fn obtain_new(&self, cause: Cause) -> Result<Arc<Published>, RefreshError> {
         let started = Instant::now();
-        let in_doubt = cause == Cause::Refused;
-        if let Some(adopted) = self.look_into_redis(in_doubt).await {
+        // At start it has just been read.
+        if cause != Cause::Start
+            && let Some(adopted) = self.look_into_redis(cause == Cause::Refused).await
+        {
             self.metrics.refresh_finished(Source::Redis.as_str(), "ok", started.elapsed());
             return Ok(adopted);
         }
@@ -133,8 +136,12 @@ impl Refresher {
     }
 
     /// Another sidecar, or an operator, may have put a token there.
+    /// While Redis is down that is left to the polling: it must not cost time.
     async fn look_into_redis(&self, in_doubt: bool) -> Option<Arc<Published>> {
-        let stored = self.stores.load_redis().await?;
+        if self.stores.redis_error().is_some() {
+            return None;
+        }
+        let stored = self.stores.load_redis().await.ok()?;
         self.consider(stored, in_doubt).await
     }
 

@@ -32,17 +32,16 @@ pub(super) fn choose(cookies: &[SolvedCookie], names: &[String]) -> Result<Found
     let found = names.iter().find_map(|name| {
         let token = the_one(cookies, name)?;
         let all = Cookies::from_pairs(by_rank(cookies).map(|c| (&*c.name, &*c.value)));
-        Some(Found { cookies: all.with_token(name, &token), token })
+        Some(Found { token, cookies: all })
     });
     found.ok_or_else(|| {
-        let named =
+        let is_there =
             |cookie: &SolvedCookie| !cookie.value.is_empty() && names.contains(&cookie.name);
-        if cookies.iter().any(named) { SourceError::NoToken } else { SourceError::NoCookie }
+        if cookies.iter().any(is_there) { SourceError::NoToken } else { SourceError::NoCookie }
     })
 }
 
-/// What counts of a cookie.
-#[derive(Clone, Debug)]
+/// What counts of a cookie. No `Debug`: the value is secret.
 pub(super) struct SolvedCookie {
     pub(super) name: String,
     pub(super) value: String,

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -19,12 +19,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use super::SourceKind;
 use super::coalesce::{Coalesce, Entered};
 use super::direct::Direct;
 use super::error::{SourceError, SourceFailure};
 use super::flaresolverr::FlareSolverr;
 use super::solution::Found;
+use super::{SourceKind, lock};
 use crate::metrics::Metrics;
 
 /// The outcome of a solve, which its waiters share.
@@ -91,13 +91,13 @@ impl Sources {
 
     /// How the last attempt of `source` went.
     pub(super) fn report(&self, source: SourceKind) -> Option<Report> {
-        self.reports().iter().find(|report| report.source == source).cloned()
+        lock(&self.reports).iter().find(|report| report.source == source).cloned()
     }
 
-    /// Keeps a late solve for the next run.
-    pub(super) fn keep(&self, found: Arc<Found>) {
+    /// Keeps a late solve for the next run; `None` forgets it.
+    pub(super) fn keep(&self, found: Option<Arc<Found>>) {
         if let Some(solver) = &self.solver {
-            *solver.late.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+            *lock(&solver.late) = found;
         }
     }
 
@@ -164,13 +164,9 @@ impl Sources {
         let outcome = if error.is_none() { "ok" } else { "failed" };
         self.metrics.refresh_finished(source.as_str(), outcome, took);
         debug!(source = source.as_str(), outcome, ?took, "source finished");
-        let mut reports = self.reports();
+        let mut reports = lock(&self.reports);
         reports.retain(|report| report.source != source);
         reports.push(Report { source, error: error.map(ToString::to_string), took });
-    }
-
-    fn reports(&self) -> MutexGuard<'_, Vec<Report>> {
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, source: SourceKind) -> Offer {
@@ -202,6 +198,6 @@ impl Solver {
     }
 
     fn take_late(&self) -> Option<Arc<Found>> {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.late).take()
     }
 }

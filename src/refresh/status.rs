@@ -3,7 +3,8 @@
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::refresher::{Refresher, lock};
+use super::lock;
+use super::refresher::Refresher;
 
 /// What the refresher knows of itself.
 #[derive(Clone, Debug, Serialize)]
@@ -87,10 +88,7 @@ impl Refresher {
         RefreshStatus {
             refresh: self.run_status(),
             sources: self.source_statuses(),
-            redis: self
-                .stores
-                .redis_state()
-                .map(|last_error| RedisStatus { ok: last_error.is_none(), last_error }),
+            redis: self.stores.has_redis().then(|| self.redis_status()),
             env_file: self.stores.env_file_state().map(|(path, last_error)| EnvFileStatus {
                 path,
                 ok: last_error.is_none(),
@@ -98,6 +96,11 @@ impl Refresher {
             }),
             verifier: self.verifier_status(),
         }
+    }
+
+    fn redis_status(&self) -> RedisStatus {
+        let last_error = self.stores.redis_error();
+        RedisStatus { ok: last_error.is_none(), last_error }
     }
 
     fn run_status(&self) -> RunStatus {

@@ -16,7 +16,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
-use super::refresher::{Refresher, lock};
+use super::lock;
+use super::refresher::Refresher;
 use super::verifier::Opinion;
 use crate::metrics::Metrics;
 use crate::token::{
@@ -44,6 +45,9 @@ pub(super) struct Stores {
     lost: Notify,
 }
 
+/// Redis is not set, or it is down.
+pub(super) struct NoAnswer;
+
 impl Stores {
     /// Does no I/O.
     pub(super) fn new(
@@ -62,14 +66,14 @@ impl Stores {
         }
     }
 
-    /// What Redis says: `None` if it is not set or says nothing.
-    pub(super) async fn load_redis(&self) -> Option<Option<Stored>> {
-        let redis = self.redis.as_ref()?;
+    /// What lies in Redis.
+    pub(super) async fn load_redis(&self) -> Result<Option<Stored>, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
         let loaded = match timeout(LOOK, redis.load()).await {
             Ok(loaded) => loaded.map_err(|error| error.to_string()),
             Err(_) => Err("no answer within 1s".to_owned()),
         };
-        self.note_redis(loaded)
+        self.note_redis(loaded).ok_or(NoAnswer)
     }
 
     /// The line of the env file, if there is a token in it.
@@ -128,10 +132,14 @@ impl Stores {
         Some((path, lock(&self.env_file_error).clone()))
     }
 
-    /// The last error of Redis, if there is one; `None` if it is not set.
-    pub(super) fn redis_state(&self) -> Option<Option<String>> {
-        self.redis.as_ref()?;
-        Some(lock(&self.redis_error).clone())
+    /// Whether Redis is set.
+    pub(super) fn has_redis(&self) -> bool {
+        self.redis.is_some()
+    }
+
+    /// The last error of Redis, while it is down.
+    pub(super) fn redis_error(&self) -> Option<String> {
+        lock(&self.redis_error).clone()
     }
 
     fn note_redis<T>(&self, result: Result<T, String>) -> Option<T> {
@@ -171,7 +179,7 @@ impl Refresher {
     /// environment's if there is none; in force at once.
     pub(super) async fn load_stores(&self) -> Option<Arc<Published>> {
         let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        let redis = redis.flatten().filter(|stored| self.is_usable(&stored.token));
+        let redis = redis.ok().flatten().filter(|stored| self.is_usable(&stored.token));
         let env_file = env_file.filter(|token| self.is_usable(token));
         let newer_file = env_file.filter(|token| {
             redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
@@ -190,7 +198,7 @@ impl Refresher {
     /// Reads the stores again, as an operator asks for: adopts what is better.
     pub async fn reload_stores(&self) {
         let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        if let Some(stored) = redis {
+        if let Ok(stored) = redis {
             self.consider(stored, false).await;
         }
         if let Some(token) = env_file {
@@ -280,7 +288,7 @@ impl Refresher {
     pub(super) async fn poll_redis(self: Arc<Self>) {
         loop {
             sleep(POLL).await;
-            if let Some(stored) = self.stores.load_redis().await {
+            if let Ok(stored) = self.stores.load_redis().await {
                 self.consider(stored, false).await;
             }
         }
@@ -300,7 +308,7 @@ impl Refresher {
             let again = if saved { Duration::MAX } else { pause };
             pause = if saved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
+                news = changes.changed() => if news.is_err() { return },
                 () = self.stores.lost.notified() => {}
                 () = sleep(again) => {}
             }

@@ -9,7 +9,8 @@ use tracing::debug;
 
 use super::SourceKind;
 use super::adoption::is_store;
-use super::refresher::{Refresher, lock};
+use super::lock;
+use super::refresher::Refresher;
 use super::run::Cause;
 use super::sources::Solved;
 use super::verifier::{Opinion, Trust};
@@ -32,18 +33,15 @@ impl Refresher {
     /// usable token. Call it before the first request is let in: requests
     /// that need a token join that run. Call it once.
     pub fn start(self: &Arc<Self>) {
+        // Entered here and not in a task, so that no request comes first.
+        // Nobody has to wait for it.
+        drop(self.runs.enter(|_| None::<()>, || Arc::clone(self).run(Cause::Start)));
         let handle = &self.handle;
-        let this = Arc::clone(self);
-        let generation = self.generation();
-        // Entered now, not in the task, so that no request comes first.
-        let first = self.runs.enter(|_| None::<()>, || Arc::clone(self).run(Cause::Start));
-        drop(first);
-        debug!(?generation, "refresher started");
         handle.spawn(Arc::clone(self).follow_schedule());
         handle.spawn(Arc::clone(self).calibrate());
         handle.spawn(Arc::clone(self).verify_late());
         handle.spawn(Arc::clone(self).keep_env_file());
-        if self.stores.redis_state().is_some() {
+        if self.stores.has_redis() {
             handle.spawn(Arc::clone(self).keep_redis());
             handle.spawn(Arc::clone(self).poll_redis());
         }
@@ -51,7 +49,7 @@ impl Refresher {
             handle.spawn(Arc::clone(self).miss_solver());
         }
         if let Some(late) = lock(&self.late).take() {
-            handle.spawn(this.use_late_solves(late));
+            handle.spawn(Arc::clone(self).use_late_solves(late));
         }
     }
 
@@ -98,7 +96,7 @@ impl Refresher {
                 std::future::pending::<()>().await;
             };
             tokio::select! {
-                changed = changes.changed() => if changed.is_err() { return },
+                news = changes.changed() => if news.is_err() { return },
                 () = verify => {}
             }
         }
@@ -119,7 +117,7 @@ impl Refresher {
     }
 
     /// Ends the back-off early when FlareSolverr, which was away, is back.
-    async fn miss_solver(self: Arc<Self>) {
+    pub(super) async fn miss_solver(self: Arc<Self>) {
         loop {
             sleep(PROBE).await;
             let missed = self.schedule().awaits_solver(Instant::now());
@@ -132,14 +130,18 @@ impl Refresher {
     }
 
     /// Uses what a solve brought after its run had ended, if it is needed.
-    async fn use_late_solves(self: Arc<Self>, mut late: mpsc::UnboundedReceiver<Solved>) {
+    pub(super) async fn use_late_solves(
+        self: Arc<Self>,
+        mut late: mpsc::UnboundedReceiver<Solved>,
+    ) {
         while let Some(solved) = late.recv().await {
             let (Ok(found), None) = (solved, self.usable()) else {
                 continue;
             };
-            self.sources.keep(found);
+            self.sources.keep(Some(found));
             self.schedule().lift();
             let _ = self.renew(self.generation(), Cause::Missing).await;
+            self.sources.keep(None); // Another source may have been faster.
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -15,11 +16,14 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::lock;
 use crate::net::{Dialer, Egress};
-use crate::token::Token;
+use crate::token::{RedisSettings, RedisStore, Token};
 
 /// A request as a server saw it.
 #[derive(Clone, Debug)]
@@ -51,7 +55,16 @@ impl Origin {
         F: Fn(Seen) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), handler).await
+    }
+
+    /// The same on an address that a test has used before.
+    pub(super) async fn start_at<F, R>(address: SocketAddr, handler: F) -> Self
+    where
+        F: Fn(Seen) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, seen) = (CancellationToken::new(), Arc::default());
         let serving = serve(listener, handler, Arc::clone(&seen));
@@ -64,7 +77,7 @@ impl Origin {
     }
 
     pub(super) fn requests(&self) -> Vec<Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.seen).clone()
     }
 
     /// How often `target` was asked for.
@@ -88,7 +101,7 @@ where
                 let target = format!("{} {}", head.method, head.uri.path());
                 let body = body.collect().await.unwrap().to_bytes();
                 let request = Seen { target, headers: head.headers, body };
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+                lock(&seen).push(request.clone());
                 Ok::<_, Infallible>(handler(request).await)
             }
         });
@@ -118,6 +131,65 @@ pub(super) fn solved(token: &str) -> Value {
 /// A port on which nobody listens.
 pub(super) async fn unused_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// A `redis-server` of the test's own, which ends with it.
+pub(super) struct Redis {
+    port: u16,
+    process: Child,
+    _folder: TempDir,
+}
+
+impl Redis {
+    pub(super) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = unused_address().await.port();
+        let process = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
+            .arg(folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Self { port, process, _folder: folder }
+    }
+
+    /// A store of its own, as another sidecar would have.
+    pub(super) fn store(&self) -> RedisStore {
+        redis_store(&format!("redis://127.0.0.1:{}", self.port))
+    }
+
+    /// Runs a command as an operator or another program would.
+    pub(super) async fn command(&self, words: &[&str]) {
+        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec_async(&mut connection).await.unwrap();
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+pub(super) fn redis_store(url: &str) -> RedisStore {
+    let settings = RedisSettings {
+        url: url.to_owned(),
+        password: None,
+        key: "chitai_gorod_token".to_owned(),
+        cookies_key: "chitai_gorod_cookies".to_owned(),
+        ttl: Duration::from_secs(3600),
+        tls_ca: None,
+        tls_cert: None,
+        tls_key: None,
+    };
+    RedisStore::new(settings).unwrap()
 }
 
 /// TLS settings that trust nobody: the tests speak in the clear.
