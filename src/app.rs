@@ -74,15 +74,15 @@ impl App {
     /// # Errors
     ///
     /// [`AppError`]; nothing is left running then.
-    pub fn start(config: Config) -> Result<Self, AppError> {
+    pub fn start(config: &Config) -> Result<Self, AppError> {
         raise_descriptor_limit();
         let listener = listen("PROXY_LISTEN", config.listen.proxy)?;
         let admin_listener = listen("ADMIN_LISTEN", config.listen.admin)?;
         let (proxy_address, admin_address) = (address_of(&listener)?, address_of(&admin_listener)?);
-        let trust = Trust::open(&config)?;
-        let core = Core::new(&config, vec![proxy_address, admin_address])?;
+        let trust = Trust::open(config)?;
+        let core = Core::new(config, vec![proxy_address, admin_address])?;
         let stores = config.stores.clone();
-        let refresher = core.refresher(&config, Some(&stores))?;
+        let refresher = core.refresher(config, Some(&stores))?;
 
         let drain = CancellationToken::new();
         let release_held = CancellationToken::new();
@@ -105,8 +105,8 @@ impl App {
         refresher.start();
         let drain_timeout = config.listen.drain_timeout;
         let cache = Arc::clone(&core.cache);
-        let proxy = core.proxy(&config, trust, &refresher, &release_held)?;
-        let workers = start_workers(&config, &listener, &proxy, &drain)?;
+        let proxy = core.proxy(config, trust, &refresher, &release_held)?;
+        let workers = start_workers(config, &listener, &proxy, &drain)?;
         info!(
             proxy = %proxy_address,
             admin = %admin_address,

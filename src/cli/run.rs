@@ -17,7 +17,7 @@ pub(super) async fn execute(config: Config, env: &Env) -> Result<ExitCode, AppEr
     }
     let mut stop = StopSignals::new().map_err(AppError::Workers)?;
     let mut reload = signal(SignalKind::hangup()).map_err(AppError::Workers)?;
-    let app = App::start(config)?;
+    let app = App::start(&config)?;
     loop {
         tokio::select! {
             () = stop.recv() => break,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// The pause after the first failure.
 const FIRST: Duration = Duration::from_secs(5);
 /// The longest pause, before the jitter.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// Pauses that double from 5 s to 10 min. Knows no clock.
 #[derive(Debug, Default)]

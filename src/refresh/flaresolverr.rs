@@ -15,7 +15,7 @@ use super::error::{SourceError, with_causes};
 use super::solution::{self, Found};
 
 /// What a solve may take beyond `maxTimeout`: queue, start and end of the browser.
-const SLACK: Duration = Duration::from_secs(60);
+const SLACK: Duration = Duration::from_mins(1);
 /// `/health` starts no browser but waits in the same queue.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(55);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ use crate::token::{Generation, Published};
 /// The least time from one judgement to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a good verdict excuses an endpoint.
-const EXCUSE: Duration = Duration::from_secs(60);
+const EXCUSE: Duration = Duration::from_mins(1);
 /// The most endpoints that are excused at once; the oldest gives way.
 const MAX_EXCUSED: usize = 256;
 

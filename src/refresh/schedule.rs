@@ -140,7 +140,7 @@ fn delay(life: Option<Duration>, every: Duration, jitter: f64) -> Duration {
 mod tests {
     use super::*;
 
-    const EVERY: Duration = Duration::from_secs(3 * 3600);
+    const EVERY: Duration = Duration::from_hours(3);
     const NEEDED: Failed = Failed { needed: true, solver_away: false };
     const ROUTINE: Failed = Failed { needed: false, solver_away: false };
 

@@ -22,10 +22,10 @@ const GLANCE: Duration = Duration::from_secs(30);
 const PROBE: Duration = Duration::from_secs(30);
 /// Pauses between tries to calibrate.
 const CALIBRATE_FIRST: Duration = Duration::from_secs(5);
-const CALIBRATE_LONGEST: Duration = Duration::from_secs(300);
+const CALIBRATE_LONGEST: Duration = Duration::from_mins(5);
 /// Pauses between tries to verify a published token.
 const VERIFY_FIRST: Duration = Duration::from_secs(5);
-const VERIFY_LONGEST: Duration = Duration::from_secs(60);
+const VERIFY_LONGEST: Duration = Duration::from_mins(1);
 
 impl Refresher {
     /// Starts everything and returns at once: the stores are read by a first

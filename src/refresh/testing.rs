@@ -184,7 +184,7 @@ pub(super) fn redis_store(url: &str) -> RedisStore {
         password: None,
         key: "chitai_gorod_token".to_owned(),
         cookies_key: "chitai_gorod_cookies".to_owned(),
-        ttl: Duration::from_secs(3600),
+        ttl: Duration::from_hours(1),
         tls_ca: None,
         tls_cert: None,
         tls_key: None,

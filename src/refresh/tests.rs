@@ -161,7 +161,7 @@ fn settings(api: &Origin, solver: &Origin, sources: &[SourceKind]) -> RefreshSet
         solver_tls: testing::tls(),
         source_patience: Duration::from_millis(100),
         solve_timeout: Duration::from_secs(5),
-        refresh_every: Duration::from_secs(3600),
+        refresh_every: Duration::from_hours(1),
         redis: None,
         env_file: None,
         environment: None,
@@ -277,7 +277,7 @@ async fn a_wedged_solver_costs_only_the_patience() {
 #[tokio::test]
 async fn a_solver_that_fails_hands_over_at_once() {
     let patient = |settings: &mut RefreshSettings| {
-        settings.source_patience = Duration::from_secs(60);
+        settings.source_patience = Duration::from_mins(1);
     };
     let world = World::with(&[FlareSolverr, Direct], patient).await;
     world.reply.send_replace(Some((500, json!({ "status": "error", "message": "Error: no" }))));
@@ -458,7 +458,7 @@ async fn the_back_off_ends_when_the_solver_is_back() {
         let failure = world.refresher.acquire().await.unwrap_err();
         assert!(failure.error.to_string().contains("not reachable"), "{}", failure.error);
     }
-    assert!(world.refresher.retry_after() > Duration::from_secs(60));
+    assert!(world.refresher.retry_after() > Duration::from_mins(1));
     let back = Origin::start_at(address, |_| async { testing::reply(200, "{}".into()) }).await;
     tokio::spawn(Arc::clone(&world.refresher).miss_solver());
     tokio::task::yield_now().await;

@@ -28,11 +28,11 @@ use super::scope::{Host, Scope, constraints};
 use super::{TlsError, files, provider};
 
 /// How long a new CA is valid.
-const LIFETIME: Duration = Duration::from_secs(5 * 365 * 24 * 60 * 60);
+const LIFETIME: Duration = Duration::from_hours(43800);
 /// How far a new CA's validity reaches into the past, for clients whose clock is behind.
-const BACKDATE: Duration = Duration::from_secs(60 * 60);
+const BACKDATE: Duration = Duration::from_hours(1);
 /// How long before its end a CA draws a warning.
-const WARN_BEFORE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const WARN_BEFORE: Duration = Duration::from_hours(720);
 
 /// The CA certificate with its key.
 #[derive(Debug)]
@@ -439,7 +439,7 @@ mod tests {
         assert_eq!(summary.hosts, ["api.test", "127.0.0.1", "::1"]);
         assert!(summary.subject.starts_with("CN=token-sidecar CA "), "{}", summary.subject);
         let left = summary.not_after.duration_since(SystemTime::now()).unwrap();
-        assert!(left > Duration::from_secs(1800 * 24 * 3600), "{left:?}");
+        assert!(left > Duration::from_hours(43200), "{left:?}");
     }
 
     #[test]
@@ -578,7 +578,7 @@ mod tests {
     fn expire(dir: &Path) {
         let key = Paths::new(dir).read_key().unwrap().unwrap();
         let now = SystemTime::now();
-        let hour = Duration::from_secs(3600);
+        let hour = Duration::from_hours(1);
         let api = [Host::Dns("api.test".to_owned())];
         let certificate = certificate_for(&key, &api, now - 2 * hour, now - hour).unwrap();
         fs::write(dir.join("ca.pem"), certificate).unwrap();

@@ -27,9 +27,9 @@ use super::scope::Host;
 use super::{ALPN, TlsError, provider};
 
 /// How long a leaf is valid from the moment it is made. With the backdating it stays below a day.
-const LIFETIME: Duration = Duration::from_secs(23 * 60 * 60);
+const LIFETIME: Duration = Duration::from_hours(23);
 /// How far its validity reaches into the past, for clients whose clock is behind.
-const BACKDATE: Duration = Duration::from_secs(5 * 60);
+const BACKDATE: Duration = Duration::from_mins(5);
 
 /// The leaves of all API hosts.
 pub struct Leaves {
@@ -242,7 +242,7 @@ mod tests {
     use super::super::trust::{TrustBundle, to_pem};
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     fn authority(hosts: &[&str]) -> (TempDir, Arc<Authority>) {
         let dir = tempfile::tempdir().unwrap();

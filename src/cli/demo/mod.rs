@@ -54,7 +54,7 @@ async fn tell() -> Outcome<bool> {
     let solver = Solver::start(Arc::clone(&shop), SOLVE_TIME, &timeline).await?;
     timeline.note("a shop and a solver are played on loopback");
 
-    let app = App::start(config(&folder, &shop, &solver)?)?;
+    let app = App::start(&config(&folder, &shop, &solver)?)?;
     timeline.note(format!("token-sidecar listens on {}", app.proxy_address()));
     wait_for_token(&app).await?;
     timeline.note(format!("first token in force: {}", token_of(&app)));
