@@ -1,0 +1,171 @@
+//! A real `redis-server` on a free port, without persistence.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::http::PATIENCE;
+
+/// A running server. Killed when dropped.
+pub(crate) struct Redis {
+    child: Option<Child>,
+    port: u16,
+    password: Option<String>,
+    dir: TempDir,
+}
+
+impl Redis {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Starts one that asks for `password`.
+    pub(crate) async fn start_with(password: Option<&str>) -> Self {
+        // Another process may take the port between its choice and the start: then another one.
+        for _ in 0..10 {
+            let mut redis = Self {
+                child: None,
+                port: free_port(),
+                password: password.map(str::to_owned),
+                dir: tempfile::tempdir().unwrap(),
+            };
+            if redis.spawn().await {
+                return redis;
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    /// Where it is or, for a test of its absence, was.
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Ends it at once.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again, empty, on the same port.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.spawn().await, "redis-server does not start again");
+    }
+
+    /// Freezes it: connections are accepted and nothing is answered.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.as_ref().expect("a running server");
+        kill_process(Pid::from_child(pid), signal).unwrap();
+    }
+
+    async fn spawn(&mut self) -> bool {
+        let port = self.port.to_string();
+        let mut command = Command::new("redis-server");
+        command.args([
+            "--port",
+            &port,
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--dir",
+        ]);
+        command
+            .arg(self.dir.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        if let Some(password) = &self.password {
+            command.args(["--requirepass", password]);
+        }
+        self.child = Some(
+            command
+                .spawn()
+                .expect("redis-server is installed: tests/run.sh installs it"),
+        );
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while tokio::time::Instant::now() < deadline {
+            if self.connect().await.is_ok() {
+                return true;
+            }
+            if self.child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let password = self
+            .password
+            .as_ref()
+            .map(|password| format!(":{password}@"))
+            .unwrap_or_default();
+        let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}", self.port))?;
+        let mut connection = client.get_multiplexed_async_connection().await?;
+        let (): () = redis::cmd("PING").query_async(&mut connection).await?;
+        Ok(connection)
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Option<String> {
+        self.connect().await.unwrap().get(key).await.unwrap()
+    }
+
+    pub(crate) async fn set(&self, key: &str, value: &str) {
+        let (): () = self
+            .connect()
+            .await
+            .unwrap()
+            .set_ex(key, value, 86_400)
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn delete(&self, key: &str) {
+        let (): () = self.connect().await.unwrap().del(key).await.unwrap();
+    }
+
+    /// Seconds that `key` has left.
+    pub(crate) async fn ttl(&self, key: &str) -> i64 {
+        self.connect().await.unwrap().ttl(key).await.unwrap()
+    }
+
+    /// Waits until `key` has this value.
+    pub(crate) async fn becomes(&self, key: &str, value: &str) {
+        super::until(&format!("{key} in Redis"), async || {
+            self.get(key).await.as_deref() == Some(value)
+        })
+        .await;
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
