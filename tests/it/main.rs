@@ -6,3 +6,23 @@
 )]
 
 mod support;
+
+mod admin;
+mod architecture;
+mod authority;
+mod authorization;
+mod clients;
+mod commands;
+mod drain;
+mod fidelity;
+mod gate;
+mod herd;
+mod hold;
+mod refusal;
+mod replay;
+mod routes;
+mod secrets;
+mod sources;
+mod stores;
+mod streams;
+mod upstream;

@@ -134,9 +134,9 @@ impl Request {
             return message(&start, &fields, &self.body);
         };
         let mut out = head(&start, &fields);
-        chunks
-            .iter()
-            .for_each(|part| out.extend_from_slice(&chunk(part)));
+        for part in chunks {
+            out.extend_from_slice(&chunk(part));
+        }
         out.extend_from_slice(&last_chunk(&self.trailers));
         out
     }

@@ -252,7 +252,7 @@ impl Wire {
     }
 
     /// Everything up to the end of the stream.
-    pub(crate) async fn to_end(&mut self) -> io::Result<Vec<u8>> {
+    pub(crate) async fn until_end(&mut self) -> io::Result<Vec<u8>> {
         while self.fill().await? > 0 {}
         Ok(self.buffer.split().to_vec())
     }
@@ -262,7 +262,7 @@ impl Wire {
         let mut body = Body::default();
         match framing {
             Framing::Length(length) => body.bytes = self.exactly(length).await?,
-            Framing::Close => body.bytes = self.to_end().await?,
+            Framing::Close => body.bytes = self.until_end().await?,
             Framing::Chunked => {
                 while let Some(chunk) = self.chunk().await? {
                     body.bytes.extend_from_slice(&chunk);
@@ -320,7 +320,7 @@ impl Wire {
 
     /// Waits until the other side has closed; whatever it still sent is returned.
     pub(crate) async fn closed(&mut self) -> Vec<u8> {
-        let rest = tokio::time::timeout(PATIENCE, self.to_end())
+        let rest = tokio::time::timeout(PATIENCE, self.until_end())
             .await
             .expect("the connection to be closed");
         rest.unwrap_or_default()

@@ -113,6 +113,10 @@ impl Stage {
     }
 
     /// Sets a variable of the sidecar.
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers hand over what they have just made"
+    )]
     pub(crate) fn set(&mut self, name: &str, value: impl ToString) {
         self.unset(name);
         self.variables.push((name.to_owned(), value.to_string()));

@@ -26,7 +26,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -45,14 +45,11 @@ pub(crate) const REFUSAL: &str =
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorded {
-    /// Number of the connection it came on.
-    pub(crate) connection: usize,
     pub(crate) head: Head,
     pub(crate) body: Vec<u8>,
     pub(crate) trailers: Vec<(String, String)>,
     /// The whole message has been read.
     pub(crate) complete: bool,
-    pub(crate) at: Instant,
 }
 
 impl Recorded {
@@ -261,13 +258,7 @@ impl Origin {
         self.shared.gate.send_replace(true);
     }
 
-    /// Closes the gate again for those who come later.
-    pub(crate) fn close_gate(&self) {
-        self.shared.gate.send_replace(false);
-        self.shared.arrived.send_replace(0);
-    }
-
-    /// Waits until `count` requests have come to the gate since it was closed.
+    /// Waits until `count` requests have come to the gate so far.
     pub(crate) async fn arrived(&self, count: usize) {
         let mut arrived = self.shared.arrived.subscribe();
         let wait = arrived.wait_for(|&arrived| arrived >= count);
@@ -385,7 +376,7 @@ impl Drop for Open {
 
 async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
-    let connection = shared.accepted.fetch_add(1, Ordering::Relaxed);
+    shared.accepted.fetch_add(1, Ordering::Relaxed);
     let _open = Open::new(shared.clone());
     let wire = match tls {
         None => Wire::new(stream),
@@ -394,11 +385,7 @@ async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Share
             Err(_) => return,
         },
     };
-    let mut talk = Talk {
-        wire,
-        shared,
-        connection,
-    };
+    let mut talk = Talk { wire, shared };
     let _ = talk.serve().await;
 }
 
@@ -406,7 +393,6 @@ async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Share
 struct Talk {
     wire: Wire,
     shared: Arc<Shared>,
-    connection: usize,
 }
 
 /// What to do with the connection after an answer.
@@ -439,12 +425,10 @@ impl Talk {
     fn record(&self, head: Head) -> usize {
         let mut requests = self.shared.requests.lock().unwrap();
         requests.push(Recorded {
-            connection: self.connection,
             head,
             body: Vec::new(),
             trailers: Vec::new(),
             complete: false,
-            at: Instant::now(),
         });
         requests.len() - 1
     }
@@ -600,7 +584,7 @@ impl Talk {
 
     /// Says nothing until the other side gives up.
     async fn hang(&mut self) -> io::Result<Next> {
-        self.wire.to_end().await?;
+        self.wire.until_end().await?;
         Ok(Next::Close)
     }
 

@@ -1,4 +1,4 @@
-//! FlareSolverr, as it answered when its replies were recorded.
+//! The solver `FlareSolverr`, as it answered when its replies were recorded.
 //!
 //! Success and failure are the recorded replies with a fresh token put in.
 
@@ -58,7 +58,6 @@ struct Shared {
     solves: watch::Sender<usize>,
     /// While true, solves wait before they answer.
     paused: watch::Sender<bool>,
-    healthy: watch::Sender<bool>,
 }
 
 /// A running stand-in. Stops when dropped.
@@ -85,7 +84,6 @@ impl Solver {
             state: Mutex::new(state),
             solves: watch::Sender::new(0),
             paused: watch::Sender::new(false),
-            healthy: watch::Sender::new(true),
         });
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(
@@ -257,7 +255,7 @@ async fn solve(wire: &mut Wire, request: Value, shared: &Arc<Shared>) -> io::Res
         }
         Mode::Garbage => send(wire, 200, b"<html>502 Bad Gateway</html>").await,
         Mode::HangsUp => Err(io::ErrorKind::ConnectionReset.into()),
-        Mode::Never => wire.to_end().await.map(drop),
+        Mode::Never => wire.until_end().await.map(drop),
         Mode::Endless(bytes) => send(wire, 200, &vec![b' '; bytes]).await,
     }
 }

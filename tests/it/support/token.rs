@@ -46,10 +46,17 @@ impl Jwt {
         }
     }
 
-    /// Moves the issue by `seconds`, negative into the past; the life stays.
+    /// Moves the issue `seconds` into the past; the life stays.
     pub(crate) fn issued_ago(mut self, seconds: u64) -> Self {
         self.issued -= seconds;
         self.expires -= seconds;
+        self
+    }
+
+    /// Moves the issue into the future, as a clock that is ahead would.
+    pub(crate) fn issued_in(mut self, seconds: u64) -> Self {
+        self.issued += seconds;
+        self.expires += seconds;
         self
     }
 

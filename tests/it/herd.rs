@@ -1,0 +1,154 @@
+//! Many clients whose token dies at the same moment.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::support::client::{Request, Way};
+use crate::support::{Stage, World, until};
+
+/// Lets `count` requests reach the shop with the token, kills it and lets them be refused together.
+async fn refuse_at_once(world: &World, way: Way, count: usize) -> Vec<u16> {
+    let calls = (0..count).map(|number| async move {
+        let mut session = world.open(way).await;
+        session
+            .get(&format!("/web/api/v2/gate/{number}"))
+            .await
+            .status
+    });
+    let refuse = async {
+        world.origin.arrived(count).await;
+        world.kill_token();
+        world.origin.open_gate();
+    };
+    tokio::join!(join_all(calls), refuse).0
+}
+
+async fn check_herd(way: Way, count: usize) {
+    let mut stage = Stage::new().await;
+    stage.set("UPSTREAM_CONNECTIONS", count);
+    let world = stage.start().await;
+    let statuses = refuse_at_once(&world, way, count).await;
+    assert!(statuses.iter().all(|&status| status == 200), "{statuses:?}");
+    assert_eq!(world.solver.solves(), 1);
+    let mut sends: HashMap<String, usize> = HashMap::new();
+    for request in world.origin.requests() {
+        *sends.entry(request.target().to_owned()).or_default() += 1;
+    }
+    assert_eq!(sends.len(), count);
+    assert!(
+        sends.values().all(|&sends| sends == 2),
+        "two sends each, no more"
+    );
+    assert_eq!(world.sidecar.generation().await, 2);
+    let status = world
+        .sidecar
+        .status_where("nobody to be held", |status| status["held"] == 0)
+        .await;
+    assert_eq!(status["refresh"]["running"], false);
+}
+
+#[tokio::test]
+async fn five_hundred_refusals_at_once_lead_to_one_solve_in_absolute_form() {
+    check_herd(Way::AbsoluteHttp, 500).await;
+}
+
+#[tokio::test]
+async fn two_hundred_refusals_at_once_lead_to_one_solve_in_tunnels() {
+    check_herd(Way::Intercept, 200).await;
+}
+
+#[tokio::test]
+async fn herd_beyond_the_upstream_connections_is_served_in_turn() {
+    let mut stage = Stage::new().await;
+    stage.set("UPSTREAM_CONNECTIONS", "8");
+    let world = stage.start().await;
+    world.kill_token();
+    let calls = (0..100).map(|number| {
+        let world = &world;
+        async move {
+            world
+                .get(&format!("/web/api/v2/turn/{number}"))
+                .await
+                .status
+        }
+    });
+    let statuses = join_all(calls).await;
+    assert!(statuses.iter().all(|&status| status == 200), "{statuses:?}");
+    assert_eq!(world.solver.solves(), 1);
+    // The verifier has connections of its own.
+    assert!(
+        world.origin.most_connections() <= 10,
+        "{} connections",
+        world.origin.most_connections()
+    );
+}
+
+#[tokio::test]
+async fn herd_without_any_token_waits_for_one_solve() {
+    let stage = Stage::new().await;
+    stage.without_token();
+    stage.solver.pause();
+    let world = stage.launch().await;
+    let calls = (0..50).map(|number| {
+        let world = &world;
+        async move {
+            world
+                .get(&format!("/web/api/v2/first/{number}"))
+                .await
+                .status
+        }
+    });
+    let release = async {
+        until("all to be held", async || {
+            world.sidecar.status().await["held"] == 50
+        })
+        .await;
+        assert!(world.origin.requests().is_empty());
+        world.solver.resume();
+    };
+    let (statuses, ()) = tokio::join!(join_all(calls), release);
+    assert!(statuses.iter().all(|&status| status == 200), "{statuses:?}");
+    assert_eq!(world.solver.solves(), 1);
+    assert_eq!(world.origin.requests().len(), 50, "one send each");
+}
+
+#[tokio::test]
+async fn deaths_under_steady_traffic_are_never_seen() {
+    let world = World::start().await;
+    let clients = (0..20).map(|number| {
+        let world = &world;
+        let way = Way::ALL[number % Way::ALL.len()];
+        async move {
+            let mut session = world.open(way).await;
+            for round in 0..40 {
+                let path = format!("/web/api/v2/steady/{number}/{round}");
+                let request = if round % 2 == 0 {
+                    Request::get(&path)
+                } else {
+                    Request::post(&path, path.clone())
+                };
+                let response = session.call(&request).await;
+                assert_eq!((response.status, response.text()), (200, path), "{way:?}");
+            }
+        }
+    });
+    let deaths = async {
+        for death in 1..=3 {
+            until("some traffic", async || {
+                world.origin.requests().len() > death * 100
+            })
+            .await;
+            world.kill_token();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::join!(join_all(clients), deaths);
+    assert!(
+        (1..=3).contains(&world.solver.solves()),
+        "{} solves",
+        world.solver.solves()
+    );
+    assert_eq!(world.solver.most_at_once(), 1);
+}

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs all tests, and first installs what they need and is missing (Debian).
+#
+#   tests/run.sh                 everything
+#   tests/run.sh --no-install    installs nothing; tests whose tools are missing are skipped or say so
+#   tests/run.sh --install-only  installs, runs nothing
+#   tests/run.sh -- refusal      the rest goes to the test binaries: a filter, --nocapture, …
+#
+# Needed: redis-server, curl, openssl and python3 with venv, all by apt-get as root or by sudo. The Python clients
+# (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+install=yes run=yes
+while [ $# -gt 0 ]; do
+  case $1 in
+    --no-install) install=no ;;
+    --install-only) run=no ;;
+    --) shift; break ;;
+    -h|--help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    *) echo "unknown option $1, see $0 --help" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+venv=${TOKEN_SIDECAR_TEST_VENV:-$PWD/.venv}
+
+# Debian packages whose programs are missing.
+missing_packages() {
+  command -v redis-server >/dev/null || echo redis-server
+  command -v curl >/dev/null || echo curl
+  command -v openssl >/dev/null || echo openssl
+  command -v python3 >/dev/null || echo python3
+  python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+}
+
+install_packages() {
+  local packages as_root=()
+  mapfile -t packages < <(missing_packages)
+  [ ${#packages[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo >/dev/null; then
+      echo "please install: ${packages[*]} (neither root nor sudo here)" >&2
+      exit 1
+    fi
+    as_root=(sudo)
+  fi
+  if ! command -v apt-get >/dev/null; then
+    echo "please install: ${packages[*]} (no apt-get here)" >&2
+    exit 1
+  fi
+  echo "installing ${packages[*]}"
+  "${as_root[@]}" apt-get update -qq
+  # The package would start a server of its own: the tests start theirs.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}"
+}
+
+# The environment is complete when it was made from the present list.
+install_clients() {
+  local wanted=tests/clients/requirements.txt made=$venv/requirements.txt
+  if [ -x "$venv/bin/python" ] && cmp -s "$wanted" "$made"; then
+    return 0
+  fi
+  echo "making $venv"
+  python3 -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted"
+  cp "$wanted" "$made"
+}
+
+if [ "$install" = yes ]; then
+  install_packages
+  install_clients
+fi
+if [ "$run" = yes ]; then
+  export TOKEN_SIDECAR_TEST_VENV=$venv
+  # Most tests wait more than they work.
+  export RUST_TEST_THREADS=${RUST_TEST_THREADS:-8}
+  exec cargo test -- "$@"
+fi
