@@ -31,12 +31,7 @@ async fn ready_needs_a_token_and_gives_a_reason_without_one() {
     assert!(!response.body.is_empty(), "a reason");
     let status = world.sidecar.status().await;
     assert_eq!(status["ready"], false);
-    assert!(
-        status["reason"]
-            .as_str()
-            .is_some_and(|reason| !reason.is_empty()),
-        "{status}"
-    );
+    assert!(status["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{status}");
     world.solver.resume();
     world.sidecar.ready().await;
     assert_eq!(world.sidecar.status().await["ready"], true);
@@ -49,10 +44,8 @@ async fn not_ready_with_a_token_that_is_known_bad() {
     world.solver.set(Mode::Error);
     world.kill_token();
     assert_eq!(world.get(PATH).await.status, 401);
-    until("/ready to say so", async || {
-        world.sidecar.ask("GET", "/ready").await.status == 503
-    })
-    .await;
+    until("/ready to say so", async || world.sidecar.ask("GET", "/ready").await.status == 503)
+        .await;
     world.solver.set(Mode::Solves);
     assert_eq!(world.sidecar.ask("POST", "/refresh").await.status, 200);
     world.sidecar.ready().await;
@@ -61,15 +54,10 @@ async fn not_ready_with_a_token_that_is_known_bad() {
 #[tokio::test]
 async fn status_has_the_fields_of_the_contract() {
     let world = World::start().await;
-    assert_eq!(
-        world.call(Way::Intercept, &Request::get(PATH)).await.status,
-        200
-    );
+    assert_eq!(world.call(Way::Intercept, &Request::get(PATH)).await.status, 200);
     world
         .sidecar
-        .status_where("the token to be verified", |status| {
-            status["token"]["verified"] == true
-        })
+        .status_where("the token to be verified", |status| status["token"]["verified"] == true)
         .await;
     let status = world.sidecar.status().await;
     for name in [
@@ -90,34 +78,13 @@ async fn status_has_the_fields_of_the_contract() {
     ] {
         assert!(status.get(name).is_some(), "{name} in {status}");
     }
-    for name in [
-        "fingerprint",
-        "generation",
-        "source",
-        "issued_at",
-        "expires_at",
-        "verified",
-        "clearance",
-    ] {
-        assert!(
-            status["token"].get(name).is_some(),
-            "token.{name} in {}",
-            status["token"]
-        );
+    for name in
+        ["fingerprint", "generation", "source", "issued_at", "expires_at", "verified", "clearance"]
+    {
+        assert!(status["token"].get(name).is_some(), "token.{name} in {}", status["token"]);
     }
-    for name in [
-        "running",
-        "last_outcome",
-        "last_error",
-        "last_s",
-        "next_at",
-        "backoff_s",
-    ] {
-        assert!(
-            status["refresh"].get(name).is_some(),
-            "refresh.{name} in {}",
-            status["refresh"]
-        );
+    for name in ["running", "last_outcome", "last_error", "last_s", "next_at", "backoff_s"] {
+        assert!(status["refresh"].get(name).is_some(), "refresh.{name} in {}", status["refresh"]);
     }
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["token"]["fingerprint"], fingerprint(&world.token));
@@ -183,26 +150,16 @@ async fn metrics_count_requests_by_route_and_status() {
             let path = format!("/web/api/v2/status/{status}");
             assert_eq!(world.call(way, &Request::get(&path)).await.status, status);
         }
-        let labels = [
-            format!("route=\"{}\"", way.label()),
-            "status=\"404\"".to_owned(),
-        ];
+        let labels = [format!("route=\"{}\"", way.label()), "status=\"404\"".to_owned()];
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         until("the request to be counted", async || {
-            world
-                .sidecar
-                .metric("sidecar_requests_total", &labels)
-                .await
-                >= 1.0
+            world.sidecar.metric("sidecar_requests_total", &labels).await >= 1.0
         })
         .await;
     }
     let (response, _) = world.connect("127.0.0.1:9").await;
     assert_eq!(response.status, 403);
-    let total = world
-        .sidecar
-        .metric("sidecar_requests_total", &["status=\"404\""])
-        .await;
+    let total = world.sidecar.metric("sidecar_requests_total", &["status=\"404\""]).await;
     assert!((total - 6.0).abs() < f64::EPSILON, "{total}");
 }
 
@@ -214,15 +171,9 @@ async fn metrics_follow_the_token() {
     world.kill_token();
     assert_eq!(world.get(PATH).await.status, 200);
     assert!((generation().await - 2.0).abs() < f64::EPSILON);
-    let expiry = world
-        .sidecar
-        .metric("sidecar_token_expiry_timestamp_seconds", &[])
-        .await;
+    let expiry = world.sidecar.metric("sidecar_token_expiry_timestamp_seconds", &[]).await;
     assert!(expiry > 1_700_000_000.0);
-    let refreshes = world
-        .sidecar
-        .metric("sidecar_refreshes_total", &["flaresolverr", "ok"])
-        .await;
+    let refreshes = world.sidecar.metric("sidecar_refreshes_total", &["flaresolverr", "ok"]).await;
     assert!((refreshes - 1.0).abs() < f64::EPSILON);
 }
 
@@ -235,10 +186,7 @@ async fn metrics_count_connections_and_let_go_of_them() {
     })
     .await;
     drop(sessions);
-    until("none", async || {
-        world.sidecar.metric("sidecar_connections", &[]).await < 1.0
-    })
-    .await;
+    until("none", async || world.sidecar.metric("sidecar_connections", &[]).await < 1.0).await;
 }
 
 #[tokio::test]
@@ -255,10 +203,7 @@ async fn refresh_by_hand_returns_generation_source_and_expiry() {
     assert!(json.to_string().contains("expir"), "{json}");
     assert!(!json.to_string().contains("eyJ"));
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests()[0].token(),
-        Some(world.tokens.latest().as_str())
-    );
+    assert_eq!(world.origin.requests()[0].token(), Some(world.tokens.latest().as_str()));
 }
 
 #[tokio::test]
@@ -279,17 +224,11 @@ async fn refresh_by_hand_joins_a_run_in_flight() {
     let world = stage.start().await;
     world.solver.pause();
     let both = async {
-        tokio::join!(
-            world.sidecar.ask("POST", "/refresh"),
-            world.sidecar.ask("POST", "/refresh")
-        )
+        tokio::join!(world.sidecar.ask("POST", "/refresh"), world.sidecar.ask("POST", "/refresh"))
     };
     let release = async {
         world.solver.asked(1).await;
-        world
-            .sidecar
-            .status_where("a run", |status| status["refresh"]["running"] == true)
-            .await;
+        world.sidecar.status_where("a run", |status| status["refresh"]["running"] == true).await;
         world.solver.resume();
     };
     let ((first, second), ()) = tokio::join!(both, release);
@@ -311,19 +250,12 @@ async fn refresh_by_hand_needs_the_admin_token_where_one_is_set() {
     let world = World::with(&[("ADMIN_TOKEN", "a-word-for-admins")]).await;
     let refused = world.sidecar.ask("POST", "/refresh").await;
     assert!([401, 403].contains(&refused.status), "{refused:?}");
-    let wrong = world
-        .sidecar
-        .ask_with("POST", "/refresh", "Authorization: Bearer wrong\r\n")
-        .await;
+    let wrong = world.sidecar.ask_with("POST", "/refresh", "Authorization: Bearer wrong\r\n").await;
     assert!([401, 403].contains(&wrong.status), "{wrong:?}");
     assert_eq!(world.solver.solves(), 0);
     let right = world
         .sidecar
-        .ask_with(
-            "POST",
-            "/refresh",
-            "Authorization: Bearer a-word-for-admins\r\n",
-        )
+        .ask_with("POST", "/refresh", "Authorization: Bearer a-word-for-admins\r\n")
         .await;
     assert_eq!(right.status, 200);
 }
@@ -338,14 +270,8 @@ async fn unknown_path_of_the_admin_port_is_404() {
 async fn admin_paths_are_not_on_the_proxy_port() {
     let world = World::start().await;
     for path in ["/status", "/metrics", "/refresh"] {
-        let response = world
-            .raw(format!("GET {path} HTTP/1.1\r\nHost: sidecar\r\n\r\n"))
-            .await;
-        assert_eq!(
-            (response.status, response.code().as_str()),
-            (404, "no_such_origin"),
-            "{path}"
-        );
+        let response = world.raw(format!("GET {path} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
+        assert_eq!((response.status, response.code().as_str()), (404, "no_such_origin"), "{path}");
     }
 }
 
@@ -357,9 +283,7 @@ async fn status_shows_the_last_error_of_a_refresh() {
     assert_eq!(world.sidecar.ask("POST", "/refresh").await.status, 502);
     let status = world.sidecar.status().await;
     assert!(
-        status["refresh"]["last_error"]
-            .as_str()
-            .is_some_and(|error| !error.is_empty()),
+        status["refresh"]["last_error"].as_str().is_some_and(|error| !error.is_empty()),
         "{status}"
     );
 }

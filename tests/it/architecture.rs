@@ -20,18 +20,8 @@ fn layer(module: &str) -> Option<usize> {
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    entries
-        .flat_map(|path| {
-            if path.is_dir() {
-                files(&path)
-            } else {
-                vec![path]
-            }
-        })
-        .collect()
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
 fn sources() -> Vec<(PathBuf, String)> {
@@ -40,33 +30,21 @@ fn sources() -> Vec<(PathBuf, String)> {
         .into_iter()
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
     rust.map(|path| {
-        (
-            path.strip_prefix(&root).unwrap().to_owned(),
-            fs::read_to_string(path).unwrap(),
-        )
+        (path.strip_prefix(&root).unwrap().to_owned(), fs::read_to_string(path).unwrap())
     })
     .collect()
 }
 
 /// The module of the crate's root in which a file lies.
 fn module(file: &Path) -> String {
-    let first = file
-        .components()
-        .next()
-        .unwrap()
-        .as_os_str()
-        .to_string_lossy()
-        .into_owned();
+    let first = file.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
     first.trim_end_matches(".rs").to_owned()
 }
 
 /// The first names in `rest`: one, or those between braces.
 fn names(rest: &str) -> Vec<String> {
     let word = |text: &str| {
-        text.trim()
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect::<String>()
+        text.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
     };
     match rest.strip_prefix('{') {
         Some(list) => split_outside_braces(list)
@@ -86,11 +64,7 @@ fn split_outside_braces(list: &str) -> Vec<String> {
             '}' if depth == 0 => break,
             ',' if depth == 0 => items.push(String::new()),
             _ => {
-                depth = if c == '{' {
-                    depth + 1
-                } else {
-                    depth - usize::from(c == '}')
-                };
+                depth = if c == '{' { depth + 1 } else { depth - usize::from(c == '}') };
                 items.last_mut().unwrap().push(c);
             }
         }
@@ -109,11 +83,7 @@ fn modules_import_only_from_modules_to_their_left() {
             layer(&own).unwrap_or_else(|| panic!("{}: `{own}` is in no layer", file.display()));
         for used in text.split("crate::").skip(1).flat_map(names) {
             let allowed = used == own || layer(&used).is_some_and(|used| used < own_layer);
-            assert!(
-                allowed,
-                "{}: `{own}` must not import `{used}`",
-                file.display()
-            );
+            assert!(allowed, "{}: `{own}` must not import `{used}`", file.display());
         }
     }
 }
@@ -124,11 +94,7 @@ fn only_config_reads_the_environment() {
         let reads = ["env::var", "env::vars", "env::var_os", "env::vars_os"]
             .iter()
             .any(|call| text.contains(call));
-        assert!(
-            !reads || module(&file) == "config",
-            "{} reads the environment",
-            file.display()
-        );
+        assert!(!reads || module(&file) == "config", "{} reads the environment", file.display());
     }
 }
 
@@ -145,9 +111,7 @@ fn no_file_is_a_module_beside_its_folder() {
     for path in &paths {
         let folder = path.with_extension("");
         assert!(
-            !paths
-                .iter()
-                .any(|other| other.starts_with(&folder) && other != path),
+            !paths.iter().any(|other| other.starts_with(&folder) && other != path),
             "{}",
             path.display()
         );

@@ -12,22 +12,15 @@ use crate::support::{Stage, World};
 
 /// Reads the first certificate of a PEM file.
 fn certificate(path: &Path) -> Vec<u8> {
-    pem::parse(std::fs::read(path).unwrap())
-        .unwrap()
-        .into_contents()
+    pem::parse(std::fs::read(path).unwrap()).unwrap().into_contents()
 }
 
 #[tokio::test]
 async fn files_are_made_on_the_first_start_with_the_key_for_the_owner_alone() {
     let world = World::start().await;
     let certs = world.path("certs");
-    let mode = |name: &str| {
-        std::fs::metadata(certs.join(name))
-            .unwrap()
-            .permissions()
-            .mode()
-            & 0o777
-    };
+    let mode =
+        |name: &str| std::fs::metadata(certs.join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode("ca.key"), 0o600);
     assert_eq!(mode("ca.pem"), 0o644);
     assert_eq!(mode("ca-bundle.pem"), 0o644);
@@ -60,10 +53,7 @@ async fn authority_is_constrained_to_the_api_hosts() {
             _ => None,
         })
         .collect();
-    assert!(
-        permitted.contains(&API) && permitted.contains(&GATE),
-        "{permitted:?}"
-    );
+    assert!(permitted.contains(&API) && permitted.contains(&GATE), "{permitted:?}");
 }
 
 #[tokio::test]
@@ -72,10 +62,8 @@ async fn leaf_lives_a_day_at_most_and_names_its_host() {
     let world = World::start().await;
     let tunnel = world.tunnel(&format!("{API}:443")).await;
     let connector = crate::support::certificates::connector(&world.ca_file(), &[]);
-    let stream = connector
-        .connect(ServerName::try_from(API).unwrap(), tunnel.into_inner())
-        .await
-        .unwrap();
+    let stream =
+        connector.connect(ServerName::try_from(API).unwrap(), tunnel.into_inner()).await.unwrap();
     let chain = stream.get_ref().1.peer_certificates().unwrap();
     let (_, leaf) = X509Certificate::from_der(&chain[0]).unwrap();
     let validity = leaf.validity();
@@ -97,13 +85,7 @@ async fn authority_is_kept_over_restarts() {
     let before = std::fs::read(stage.ca_file()).unwrap();
     let world = stage.start().await;
     assert_eq!(std::fs::read(world.ca_file()).unwrap(), before);
-    assert_eq!(
-        world
-            .call(Way::Intercept, &Request::get("/web/api/v2/x"))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(world.call(Way::Intercept, &Request::get("/web/api/v2/x")).await.status, 200);
 }
 
 #[tokio::test]
@@ -116,8 +98,7 @@ async fn several_sidecars_that_start_on_one_volume_share_one_authority() {
     let on_disk = std::fs::read_to_string(stage.ca_file()).unwrap();
     for sidecar in &sidecars {
         let mut wire = crate::support::http::Wire::connect(sidecar.proxy()).await;
-        wire.send("GET /.well-known/token-sidecar/ca.pem HTTP/1.1\r\nHost: x\r\n\r\n")
-            .await;
+        wire.send("GET /.well-known/token-sidecar/ca.pem HTTP/1.1\r\nHost: x\r\n\r\n").await;
         assert_eq!(wire.response("GET").await.text(), on_disk);
     }
 }
@@ -126,17 +107,10 @@ async fn several_sidecars_that_start_on_one_volume_share_one_authority() {
 async fn authority_that_does_not_cover_the_origins_ends_the_start_with_a_hint() {
     let mut stage = World::start().await.stop();
     stage.set("API_ORIGINS", "https://other.test/web/api");
-    stage.set(
-        "VERIFY_URL",
-        "https://other.test/web/api/v2/search/product?phrase=python",
-    );
+    stage.set("VERIFY_URL", "https://other.test/web/api/v2/search/product?phrase=python");
     let output = stage.run(&["run"]).await;
     assert!(!output.status.success());
-    assert!(
-        stderr(&output).contains("ca --renew"),
-        "{}",
-        stderr(&output)
-    );
+    assert!(stderr(&output).contains("ca --renew"), "{}", stderr(&output));
 }
 
 #[tokio::test]
@@ -184,18 +158,10 @@ async fn openssl_in_strict_mode_accepts_the_leaf() {
         API,
     ]);
     command
-        .args([
-            "-verify_hostname",
-            API,
-            "-x509_strict",
-            "-verify_return_error",
-            "-CAfile",
-        ])
+        .args(["-verify_hostname", API, "-x509_strict", "-verify_return_error", "-CAfile"])
         .arg(bundle);
     command.stdin(std::process::Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap();
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap();
     let Ok(output) = output else {
         eprintln!("skipped: no openssl");
         return;

@@ -10,11 +10,8 @@ const PATH: &str = "/web/api/v2/x";
 /// Sends one request with these fields and returns what the shop saw.
 async fn seen(world: &World, way: Way, fields: &[(&str, &str)]) -> Recorded {
     let before = world.origin.requests().len();
-    let request = fields
-        .iter()
-        .fold(Request::get(PATH), |request, (name, value)| {
-            request.field(name, value)
-        });
+    let request =
+        fields.iter().fold(Request::get(PATH), |request, (name, value)| request.field(name, value));
     let response = world.call(way, &request).await;
     assert_eq!(response.status, 200, "{way:?} {fields:?}: {response:?}");
     let mut requests = world.origin.requests();
@@ -73,11 +70,7 @@ async fn missing_authorization_is_added() {
 #[tokio::test]
 async fn several_authorization_fields_become_one() {
     let world = World::start().await;
-    let fields = [
-        ("Authorization", "Bearer a"),
-        ("authorization", "Bearer b"),
-        ("X-Other", "1"),
-    ];
+    let fields = [("Authorization", "Bearer a"), ("authorization", "Bearer b"), ("X-Other", "1")];
     check_is_replaced(&world, Way::Intercept, &fields).await;
 }
 
@@ -118,22 +111,14 @@ async fn live_personal_token_in_the_cookie_is_left_alone() {
         stage.ca.acceptor(&[crate::support::client::API]),
     ))
     .await;
-    let redirect = format!(
-        "{}:443=127.0.0.1:{}",
-        crate::support::client::API,
-        other.addr().port()
-    );
+    let redirect = format!("{}:443=127.0.0.1:{}", crate::support::client::API, other.addr().port());
     stage.set("CONNECT_TO", redirect);
     stage.set("TOKEN_SOURCES", "flaresolverr");
     let world = stage.launch().await;
     let personal = Jwt::personal().make();
     let cookie = format!("a=1; access-token=Bearer%20{personal}; b=2");
-    let response = world
-        .call(
-            Way::AbsoluteHttp,
-            &Request::get(PATH).field("Cookie", &cookie),
-        )
-        .await;
+    let response =
+        world.call(Way::AbsoluteHttp, &Request::get(PATH).field("Cookie", &cookie)).await;
     assert_eq!(response.status, 200, "{response:?}");
     let request = other.requests_for(PATH).remove(0);
     assert_eq!(request.head.values("cookie"), [cookie]);
@@ -156,12 +141,8 @@ async fn refusal_of_a_personal_token_is_the_clients_own() {
 async fn personal_tokens_can_be_replaced_by_order() {
     let world = World::with(&[("PERSONAL_TOKENS", "replace")]).await;
     let personal = Jwt::personal().make();
-    check_is_replaced(
-        &world,
-        Way::Intercept,
-        &[("Authorization", &format!("Bearer {personal}"))],
-    )
-    .await;
+    check_is_replaced(&world, Way::Intercept, &[("Authorization", &format!("Bearer {personal}"))])
+        .await;
 }
 
 #[tokio::test]
@@ -177,10 +158,8 @@ async fn anonymous_cookie_is_replaced_and_the_others_stay() {
         for way in [Way::Intercept, Way::AbsoluteHttp, Way::Gateway] {
             let cookie = format!("__ddg1_=x; access-token={value}; city=39; q=\"a b\"");
             let request = seen(&world, way, &[("Cookie", &cookie)]).await;
-            let expected = format!(
-                "__ddg1_=x; access-token=Bearer%20{}; city=39; q=\"a b\"",
-                world.token
-            );
+            let expected =
+                format!("__ddg1_=x; access-token=Bearer%20{}; city=39; q=\"a b\"", world.token);
             assert_eq!(request.head.values("cookie"), [expected], "{way:?}");
         }
     }
@@ -198,22 +177,14 @@ async fn cookie_is_replaced_anew_for_the_replay() {
     assert_eq!(sends.len(), 2);
     assert_eq!(
         sends[1].head.values("cookie"),
-        [format!(
-            "a=1; access-token=Bearer%20{}",
-            world.tokens.latest()
-        )]
+        [format!("a=1; access-token=Bearer%20{}", world.tokens.latest())]
     );
 }
 
 #[tokio::test]
 async fn cookie_without_a_token_passes_unchanged() {
     let world = World::start().await;
-    for cookie in [
-        "a=1",
-        "access-token2=x; my-access-token=y",
-        "a=b=c; ; d",
-        "refresh-token=",
-    ] {
+    for cookie in ["a=1", "access-token2=x; my-access-token=y", "a=b=c; ; d", "refresh-token="] {
         let request = seen(&world, Way::Intercept, &[("Cookie", cookie)]).await;
         assert_eq!(request.head.values("cookie"), [cookie]);
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::support::client::{API, GATE};
-use crate::support::http::PATIENCE;
 use crate::support::origin::Recorded;
+use crate::support::sidecar::output;
 use crate::support::{Stage, World};
 
 /// The Python of the test environment.
@@ -23,11 +23,7 @@ fn python() -> Option<PathBuf> {
 /// What a parser's container gets, and nothing else.
 fn environment(world: &World) -> Vec<(&'static str, String)> {
     let proxy = format!("http://{}", world.sidecar.proxy());
-    let bundle = world
-        .path("certs")
-        .join("ca-bundle.pem")
-        .display()
-        .to_string();
+    let bundle = world.path("certs").join("ca-bundle.pem").display().to_string();
     let mut variables = vec![("PATH", std::env::var("PATH").unwrap_or_default())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
         variables.push((name, proxy.clone()));
@@ -39,15 +35,8 @@ fn environment(world: &World) -> Vec<(&'static str, String)> {
 }
 
 async fn run(world: &World, mut command: Command) -> Output {
-    command
-        .env_clear()
-        .envs(environment(world))
-        .stdin(Stdio::null());
-    let run = tokio::task::spawn_blocking(move || command.output().unwrap());
-    tokio::time::timeout(PATIENCE * 2, run)
-        .await
-        .expect("the client to end")
-        .unwrap()
+    command.env_clear().envs(environment(world)).stdin(Stdio::null());
+    output(command).await
 }
 
 /// How many requests a script makes.
@@ -70,15 +59,8 @@ fn check_said(output: &Output, client: &str) {
     let said = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{client}: {said}\n{complaint}");
-    let statuses: Vec<&str> = said
-        .lines()
-        .filter(|line| line.starts_with("status "))
-        .collect();
-    assert_eq!(
-        statuses,
-        vec!["status 200"; REQUESTS],
-        "{client}: {complaint}"
-    );
+    let statuses: Vec<&str> = said.lines().filter(|line| line.starts_with("status ")).collect();
+    assert_eq!(statuses, vec!["status 200"; REQUESTS], "{client}: {complaint}");
 }
 
 /// Runs a script of `tests/clients` while the token dies twice.
@@ -88,9 +70,7 @@ async fn check_python(script: &str, package: Option<&str>) {
         return;
     };
     if let Some(package) = package {
-        let present = Command::new(&python)
-            .args(["-c", &format!("import {package}")])
-            .output();
+        let present = Command::new(&python).args(["-c", &format!("import {package}")]).output();
         if !present.is_ok_and(|output| output.status.success()) {
             eprintln!("skipped: {script}: {package} is not installed");
             return;
@@ -98,11 +78,7 @@ async fn check_python(script: &str, package: Option<&str>) {
     }
     let world = Stage::new().await.start().await;
     let mut command = Command::new(python);
-    command.arg(
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/clients")
-            .join(script),
-    );
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
     command.args([API, GATE, &REQUESTS.to_string()]);
     let (output, ()) = tokio::join!(run(&world, command), kill_amid(&world));
     check_said(&output, script);
@@ -111,11 +87,7 @@ async fn check_python(script: &str, package: Option<&str>) {
 
 /// One solve for each death, and no request sent more than twice.
 fn check_world(world: &World) {
-    assert!(
-        (1..=2).contains(&world.solver.solves()),
-        "{} solves",
-        world.solver.solves()
-    );
+    assert!((1..=2).contains(&world.solver.solves()), "{} solves", world.solver.solves());
     let sends = world.origin.requests();
     let mut targets: Vec<&str> = sends.iter().map(Recorded::target).collect();
     targets.sort_unstable();
@@ -158,10 +130,7 @@ async fn python_api_client_of_the_old_system_sees_no_401_at_the_gateway() {
     let world = World::start().await;
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/gateway_client.py"));
-    command.args([
-        format!("http://{}/web/api/v2", world.sidecar.proxy()),
-        REQUESTS.to_string(),
-    ]);
+    command.args([format!("http://{}/web/api/v2", world.sidecar.proxy()), REQUESTS.to_string()]);
     let (output, ()) = tokio::join!(run(&world, command), kill_amid(&world));
     if String::from_utf8_lossy(&output.stderr).contains("ModuleNotFoundError") {
         eprintln!("skipped: gateway_client.py: aiohttp is not installed");
@@ -172,10 +141,7 @@ async fn python_api_client_of_the_old_system_sees_no_401_at_the_gateway() {
 }
 
 fn has_curl() -> bool {
-    let found = Command::new("curl")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status();
+    let found = Command::new("curl").arg("--version").stdout(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
         eprintln!("skipped: curl is not installed");
@@ -193,9 +159,7 @@ async fn curl_sees_no_401() {
         for number in 0..REQUESTS {
             let mut command = Command::new("curl");
             command.args(["-gsS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "20"]);
-            command.arg(format!(
-                "https://{API}/web/api/v2/curl?products[page]={number}"
-            ));
+            command.arg(format!("https://{API}/web/api/v2/curl?products[page]={number}"));
             let output = run(&world, command).await;
             let said = String::from_utf8_lossy(&output.stdout);
             assert_eq!(said, "200", "{}", String::from_utf8_lossy(&output.stderr));
@@ -226,20 +190,10 @@ async fn curl_uploads_two_megabytes_through_a_token_death() {
         "Content-Type: application/octet-stream",
         "--data-binary",
     ]);
-    command
-        .arg(format!("@{}", upload.display()))
-        .arg(format!("https://{API}/web/api/v2/echo"));
+    command.arg(format!("@{}", upload.display())).arg(format!("https://{API}/web/api/v2/echo"));
     let output = run(&world, command).await;
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(
-        output.stdout == body,
-        "{} bytes came back",
-        output.stdout.len()
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == body, "{} bytes came back", output.stdout.len());
     assert_eq!(world.origin.requests().len(), 2);
 }
 
@@ -249,24 +203,11 @@ async fn curl_with_plain_http_and_with_http_2_offered_sees_no_401() {
         return;
     }
     let world = World::start().await;
-    let urls = [
-        format!("http://{API}/web/api/v2/plain"),
-        format!("https://{API}/web/api/v2/tls"),
-    ];
+    let urls = [format!("http://{API}/web/api/v2/plain"), format!("https://{API}/web/api/v2/tls")];
     for (url, option) in urls.iter().zip(["--http1.1", "--http2"]) {
         world.kill_token();
         let mut command = Command::new("curl");
-        command.args([
-            option,
-            "-sS",
-            "-o",
-            "/dev/null",
-            "-w",
-            "%{http_code}",
-            "-m",
-            "20",
-            url,
-        ]);
+        command.args([option, "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-m", "20", url]);
         let output = run(&world, command).await;
         assert_eq!(
             String::from_utf8_lossy(&output.stdout),

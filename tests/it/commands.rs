@@ -61,20 +61,11 @@ const VARIABLES: [&str; 46] = [
 ];
 
 fn code(output: &Output) -> i32 {
-    output
-        .status
-        .code()
-        .unwrap_or_else(|| panic!("ended by a signal: {}", stderr(output)))
+    output.status.code().unwrap_or_else(|| panic!("ended by a signal: {}", stderr(output)))
 }
 
 fn check_code(output: &Output, expected: i32) {
-    assert_eq!(
-        code(output),
-        expected,
-        "stdout: {}\nstderr: {}",
-        stdout(output),
-        stderr(output)
-    );
+    assert_eq!(code(output), expected, "stdout: {}\nstderr: {}", stdout(output), stderr(output));
 }
 
 #[tokio::test]
@@ -83,10 +74,7 @@ async fn help_lists_every_variable_and_command() {
     let output = stage.run(&["--help"]).await;
     check_code(&output, 0);
     let help = stdout(&output);
-    let missing: Vec<&str> = VARIABLES
-        .into_iter()
-        .filter(|name| !help.contains(name))
-        .collect();
+    let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| !help.contains(name)).collect();
     assert!(missing.is_empty(), "not in --help: {missing:?}");
     for name in ["run", "demo", "refresh", "token", "ca", "healthcheck"] {
         assert!(help.contains(name), "{name} is not in --help");
@@ -185,15 +173,9 @@ async fn near_miss_of_a_setting_is_a_warning_and_others_are_ignored() {
     stage.set("POSTGRES_PASSWORD", "secret-of-another");
     let world = stage.start().await;
     let events = world.sidecar.events();
-    let warnings: Vec<String> = events
-        .iter()
-        .filter(|event| event["level"] == "WARN")
-        .map(ToString::to_string)
-        .collect();
-    assert!(
-        warnings.iter().any(|line| line.contains("HOLD_TIMOUT")),
-        "{warnings:?}"
-    );
+    let warnings: Vec<String> =
+        events.iter().filter(|event| event["level"] == "WARN").map(ToString::to_string).collect();
+    assert!(warnings.iter().any(|line| line.contains("HOLD_TIMOUT")), "{warnings:?}");
     assert!(!world.sidecar.log().contains("POSTGRES_PASSWORD"));
 }
 
@@ -212,10 +194,7 @@ async fn run_is_the_default_command() {
             .map_while(Result::ok)
             .find(|line| line.contains("listening"))
     });
-    let line = tokio::time::timeout(crate::support::http::PATIENCE, line)
-        .await
-        .unwrap()
-        .unwrap();
+    let line = tokio::time::timeout(crate::support::http::PATIENCE, line).await.unwrap().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(line.is_some());
@@ -224,19 +203,15 @@ async fn run_is_the_default_command() {
 #[tokio::test]
 async fn second_sidecar_on_the_same_port_fails() {
     let world = World::start().await;
-    for (name, addr) in [
-        ("PROXY_LISTEN", world.sidecar.proxy()),
-        ("ADMIN_LISTEN", world.sidecar.admin()),
-    ] {
+    for (name, addr) in
+        [("PROXY_LISTEN", world.sidecar.proxy()), ("ADMIN_LISTEN", world.sidecar.admin())]
+    {
         let mut stage = Stage::new().await;
         stage.set(name, addr);
         let output = stage.run(&["run"]).await;
         assert_ne!(code(&output), 0, "{name}");
         let message = stderr(&output);
-        assert!(
-            message.contains(&addr.to_string()) || message.contains(name),
-            "{message}"
-        );
+        assert!(message.contains(&addr.to_string()) || message.contains(name), "{message}");
     }
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
 }
@@ -257,10 +232,7 @@ async fn refresh_through_a_running_sidecar_prints_what_it_got() {
     check_code(&output, 0);
     assert_eq!(world.sidecar.generation().await, 2);
     let said = stdout(&output);
-    assert!(
-        said.contains("flaresolverr") && said.contains('2'),
-        "{said}"
-    );
+    assert!(said.contains("flaresolverr") && said.contains('2'), "{said}");
     assert!(!said.contains(&world.tokens.latest()), "no secret");
 }
 
@@ -283,20 +255,10 @@ async fn refresh_by_itself_writes_the_stores() {
     check_code(&output, 0);
     let token = stage.tokens.latest();
     assert_ne!(token, stage.token);
-    assert!(
-        stdout(&output).contains("flaresolverr"),
-        "{}",
-        stdout(&output)
-    );
-    assert_eq!(
-        stage.redis().get("chitai_gorod_token").await,
-        Some(token.clone())
-    );
+    assert!(stdout(&output).contains("flaresolverr"), "{}", stdout(&output));
+    assert_eq!(stage.redis().get("chitai_gorod_token").await, Some(token.clone()));
     assert!(stage.read_env_file().contains(&token));
-    assert!(
-        !stdout(&output).contains(&token) && !stderr(&output).contains(&token),
-        "no secret"
-    );
+    assert!(!stdout(&output).contains(&token) && !stderr(&output).contains(&token), "no secret");
 }
 
 #[tokio::test]
@@ -328,10 +290,7 @@ async fn token_shows_its_state_without_the_secret() {
     check_code(&output, 0);
     let said = stdout(&output);
     assert!(said.contains(&fingerprint(&world.token)), "{said}");
-    assert!(
-        !said.contains(&world.token) && !said.contains("eyJ"),
-        "{said}"
-    );
+    assert!(!said.contains(&world.token) && !said.contains("eyJ"), "{said}");
 }
 
 #[tokio::test]
@@ -402,10 +361,7 @@ async fn ca_renew_makes_another_and_keeps_the_old_one() {
     assert_ne!(read("ca.key"), old_key);
     assert_eq!((read("ca.pem.old"), read("ca.key.old")), (old, old_key));
     for name in ["ca.key", "ca.key.old"] {
-        let mode = std::fs::metadata(certs.join(name))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(certs.join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
     let world = stage.start().await;
@@ -453,10 +409,8 @@ async fn demo_needs_nothing_and_succeeds() {
     let said = stdout(&output);
     assert!(said.contains("200"), "{said}");
     assert!(said.contains("50"), "{said}");
-    let left: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 

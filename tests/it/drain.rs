@@ -14,10 +14,7 @@ async fn held_request(drain: &str) -> (World, crate::support::client::Session) {
     world.kill_token();
     let mut session = world.open(Way::Intercept).await;
     session.send(&Request::get("/web/api/v2/x")).await;
-    until("it to be held", async || {
-        world.sidecar.status().await["held"] == 1
-    })
-    .await;
+    until("it to be held", async || world.sidecar.status().await["held"] == 1).await;
     (world, session)
 }
 
@@ -31,11 +28,7 @@ async fn idle_sidecar_ends_at_once_with_success() {
         let start = tokio::time::Instant::now();
         world.sidecar.signal(signal);
         assert!(world.sidecar.ended().await.success());
-        assert!(
-            start.elapsed() < std::time::Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
         idle.wire.closed().await;
         plain.closed().await;
     }
@@ -47,9 +40,7 @@ async fn running_answers_end_before_the_sidecar_does() {
     let mut running = Vec::new();
     for (number, way) in Way::ALL.into_iter().enumerate() {
         let mut session = world.open(way).await;
-        session
-            .send(&Request::get(&format!("/web/api/v2/gate/{number}")))
-            .await;
+        session.send(&Request::get(&format!("/web/api/v2/gate/{number}"))).await;
         running.push(session);
     }
     world.origin.arrived(running.len()).await;
@@ -96,15 +87,8 @@ async fn held_request_gets_503_before_the_drain_runs_out() {
     let start = tokio::time::Instant::now();
     world.sidecar.terminate();
     let response = session.wire.response("GET").await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (503, "draining")
-    );
-    assert!(
-        start.elapsed() < std::time::Duration::from_secs(4),
-        "{:?}",
-        start.elapsed()
-    );
+    assert_eq!((response.status, response.code().as_str()), (503, "draining"));
+    assert!(start.elapsed() < std::time::Duration::from_secs(4), "{:?}", start.elapsed());
     assert!(world.sidecar.ended().await.success());
 }
 
@@ -113,10 +97,7 @@ async fn drain_that_runs_out_ends_anyway() {
     let mut world = World::with(&[("DRAIN_TIMEOUT", "1s")]).await;
     let mut stuck = world.open(Way::AbsoluteHttp).await;
     stuck.send(&Request::get("/web/api/v2/hang")).await;
-    until("it at the shop", async || {
-        world.origin.requests().len() == 1
-    })
-    .await;
+    until("it at the shop", async || world.origin.requests().len() == 1).await;
     world.sidecar.terminate();
     assert!(world.sidecar.ended().await.success());
 }
@@ -144,11 +125,7 @@ async fn idle_tunnels_do_not_hold_up_the_end() {
     let start = tokio::time::Instant::now();
     world.sidecar.terminate();
     assert!(world.sidecar.ended().await.success());
-    assert!(
-        start.elapsed() < std::time::Duration::from_secs(15),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < std::time::Duration::from_secs(15), "{:?}", start.elapsed());
     tunnel.closed().await;
 }
 
@@ -157,17 +134,12 @@ async fn long_answer_streams_to_its_end_during_a_drain() {
     let mut world = World::start().await;
     let length = 30_000_000;
     let mut session = world.open(Way::Intercept).await;
-    session
-        .send(&Request::get(&format!("/web/api/v2/big/{length}")))
-        .await;
+    session.send(&Request::get(&format!("/web/api/v2/big/{length}"))).await;
     session.wire.response_head().await.unwrap();
     session.wire.exactly(1000).await.unwrap();
     world.sidecar.terminate();
     world.sidecar.logged("draining").await;
-    assert_eq!(
-        session.wire.exactly(length - 1000).await.unwrap().len(),
-        length - 1000
-    );
+    assert_eq!(session.wire.exactly(length - 1000).await.unwrap().len(), length - 1000);
     assert!(world.sidecar.ended().await.success());
 }
 
@@ -193,15 +165,6 @@ async fn start_and_stop_are_logged_once_each() {
     world.sidecar.terminate();
     world.sidecar.ended().await;
     let events = world.sidecar.events();
-    let count = |message: &str| {
-        events
-            .iter()
-            .filter(|event| event["message"] == message)
-            .count()
-    };
-    assert_eq!(
-        (count("listening"), count("draining"), count("stopped")),
-        (1, 1, 1),
-        "{API}"
-    );
+    let count = |message: &str| events.iter().filter(|event| event["message"] == message).count();
+    assert_eq!((count("listening"), count("draining"), count("stopped")), (1, 1, 1), "{API}");
 }

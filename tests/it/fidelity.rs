@@ -70,13 +70,7 @@ async fn targets_pass_byte_for_byte_on_the_replay_too() {
     let world = World::start().await;
     world.kill_token();
     let target = "/web/api/v2//gate/..?products[page]=%%2&";
-    assert_eq!(
-        world
-            .call(Way::Intercept, &Request::get(target))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(world.call(Way::Intercept, &Request::get(target)).await.status, 200);
     let sends = world.origin.requests_for(target);
     assert_eq!(sends.len(), 2);
 }
@@ -85,15 +79,10 @@ async fn targets_pass_byte_for_byte_on_the_replay_too() {
 async fn absolute_form_without_a_path_asks_for_the_root() {
     let world = World::start().await;
     let before = world.origin.all_requests().len();
-    let response = world
-        .raw(format!("GET https://{API} HTTP/1.1\r\nHost: {API}\r\n\r\n"))
-        .await;
+    let response = world.raw(format!("GET https://{API} HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(response.status, 200, "{response:?}");
     let seen = world.origin.all_requests();
-    assert!(
-        seen[before..].iter().any(|request| request.target() == "/"),
-        "{seen:?}"
-    );
+    assert!(seen[before..].iter().any(|request| request.target() == "/"), "{seen:?}");
 }
 
 #[tokio::test]
@@ -111,15 +100,10 @@ async fn targets_that_the_uri_type_cannot_hold_are_refused() {
 async fn every_method_passes() {
     let world = World::start().await;
     let mut session = world.open(Way::Intercept).await;
-    for method in [
-        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE", "M-SEARCH",
-    ] {
+    for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE", "M-SEARCH"]
+    {
         let path = format!("/web/api/v2/by/{method}");
-        assert_eq!(
-            session.call(&Request::new(method, &path)).await.status,
-            200,
-            "{method}"
-        );
+        assert_eq!(session.call(&Request::new(method, &path)).await.status, 200, "{method}");
         assert_eq!(world.origin.requests_for(&path)[0].method(), method);
     }
 }
@@ -171,16 +155,7 @@ async fn fields_arrive_in_case_and_order_with_nothing_added() {
 async fn order_of_fields_is_kept() {
     let world = World::start().await;
     let mut request = Request::get("/web/api/v2/order");
-    let names = [
-        "Zeta",
-        "alpha",
-        "Mid",
-        "Beta",
-        "accept",
-        "User-Agent",
-        "x-9",
-        "x-1",
-    ];
+    let names = ["Zeta", "alpha", "Mid", "Beta", "accept", "User-Agent", "x-9", "x-1"];
     for name in names {
         request = request.field(name, "v");
     }
@@ -199,21 +174,11 @@ async fn order_of_fields_is_kept() {
 async fn neither_via_nor_the_clients_address_is_added() {
     let world = World::start().await;
     for way in Way::ALL {
-        assert_eq!(
-            world
-                .call(way, &Request::get("/web/api/v2/plain"))
-                .await
-                .status,
-            200
-        );
+        assert_eq!(world.call(way, &Request::get("/web/api/v2/plain")).await.status, 200);
     }
     for request in world.origin.requests() {
-        let names: Vec<String> = request
-            .head
-            .fields
-            .iter()
-            .map(|(name, _)| name.to_lowercase())
-            .collect();
+        let names: Vec<String> =
+            request.head.fields.iter().map(|(name, _)| name.to_lowercase()).collect();
         let mut sorted = names.clone();
         sorted.sort();
         assert_eq!(sorted, ["authorization", "host"], "{names:?}");
@@ -251,13 +216,7 @@ async fn hop_by_hop_fields_of_a_request_do_not_cross() {
         ] {
             assert!(seen.value(name).is_none(), "{way:?}: {name} crossed");
         }
-        assert!(
-            !seen
-                .value("connection")
-                .unwrap_or_default()
-                .to_lowercase()
-                .contains("private")
-        );
+        assert!(!seen.value("connection").unwrap_or_default().to_lowercase().contains("private"));
         assert_eq!(seen.values("x-public"), ["1"]);
     }
 }
@@ -294,24 +253,13 @@ async fn fields_of_an_answer_keep_case_and_order_and_nothing_is_added() {
     world.origin.script("/web/api/v2/fields", answer, false);
     for way in Way::ALL {
         let response = world.call(way, &Request::get("/web/api/v2/fields")).await;
-        let mut names: Vec<&str> = response
-            .head
-            .fields
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
+        let mut names: Vec<&str> =
+            response.head.fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(response.head.values("set-cookie"), ["b=1; Path=/", "a=2"]);
         names.sort_unstable();
         assert_eq!(
             names,
-            [
-                "Content-Length",
-                "ETag",
-                "Set-Cookie",
-                "Set-Cookie",
-                "X-UPPER",
-                "x-lower"
-            ],
+            ["Content-Length", "ETag", "Set-Cookie", "Set-Cookie", "X-UPPER", "x-lower"],
             "{way:?}"
         );
     }
@@ -324,10 +272,7 @@ async fn date_of_the_upstream_passes_and_none_is_made_up() {
     assert!(response.value("date").is_none(), "{response:?}");
     world.origin.set_date("Tue, 15 Nov 1994 08:12:31 GMT");
     let response = world.get("/web/api/v2/x").await;
-    assert_eq!(
-        response.head.values("date"),
-        ["Tue, 15 Nov 1994 08:12:31 GMT"]
-    );
+    assert_eq!(response.head.values("date"), ["Tue, 15 Nov 1994 08:12:31 GMT"]);
 }
 
 #[tokio::test]
@@ -346,9 +291,7 @@ async fn encoded_answers_are_not_decoded() {
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 6\r\n\r\n".to_vec();
     answer.extend_from_slice(b"\x1f\x8b\x08\x00\xff\x00");
     world.origin.script("/web/api/v2/gzip", answer, false);
-    let response = world
-        .call(Way::Intercept, &Request::get("/web/api/v2/gzip"))
-        .await;
+    let response = world.call(Way::Intercept, &Request::get("/web/api/v2/gzip")).await;
     assert_eq!(response.value("content-encoding"), Some("gzip"));
     assert_eq!(response.body, b"\x1f\x8b\x08\x00\xff\x00");
 }
@@ -371,11 +314,7 @@ async fn ordinary_answers_pass_without_refresh_or_replay() {
 #[tokio::test]
 async fn answers_without_a_body_stay_so() {
     let world = World::start().await;
-    world.origin.script(
-        "/web/api/v2/204",
-        "HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n",
-        false,
-    );
+    world.origin.script("/web/api/v2/204", "HTTP/1.1 204 No Content\r\nX-A: 1\r\n\r\n", false);
     world.origin.script(
         "/web/api/v2/304",
         "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n",
@@ -385,11 +324,7 @@ async fn answers_without_a_body_stay_so() {
         let mut session = world.open(way).await;
         assert_eq!(session.get("/web/api/v2/204").await.status, 204);
         assert_eq!(session.get("/web/api/v2/304").await.status, 304);
-        assert_eq!(
-            session.get("/web/api/v2/after").await.status,
-            200,
-            "{way:?}"
-        );
+        assert_eq!(session.get("/web/api/v2/after").await.status, 200, "{way:?}");
     }
 }
 
@@ -397,9 +332,7 @@ async fn answers_without_a_body_stay_so() {
 async fn answer_to_head_keeps_its_length_and_has_no_body() {
     let world = World::start().await;
     let mut session = world.open(Way::Intercept).await;
-    let response = session
-        .call(&Request::new("HEAD", "/web/api/v2/big-head"))
-        .await;
+    let response = session.call(&Request::new("HEAD", "/web/api/v2/big-head")).await;
     assert_eq!(response.status, 200);
     assert_eq!(response.value("content-length"), Some("20"));
     assert_eq!(session.get("/web/api/v2/after").await.status, 200);
@@ -417,10 +350,7 @@ async fn interim_answers_of_the_upstream_break_nothing() {
 async fn http_1_0_client_gets_a_body_that_ends_with_the_connection_or_has_a_length() {
     let world = World::start().await;
     let mut wire = world.wire().await;
-    wire.send(format!(
-        "GET http://{API}/web/api/v2/big-chunked/1000 HTTP/1.0\r\n\r\n"
-    ))
-    .await;
+    wire.send(format!("GET http://{API}/web/api/v2/big-chunked/1000 HTTP/1.0\r\n\r\n")).await;
     let response = wire.response("GET").await;
     assert_eq!(response.status, 200);
     assert_ne!(response.framing, Framing::Chunked);

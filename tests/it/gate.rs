@@ -8,10 +8,7 @@ use crate::support::http::Wire;
 async fn check_is_bad_request(fields: &str) {
     let world = World::start().await;
     let mut wire: Wire = world.wire().await;
-    wire.send(format!(
-        "POST /web/api/v2/x HTTP/1.1\r\n{fields}\r\n0\r\n\r\n"
-    ))
-    .await;
+    wire.send(format!("POST /web/api/v2/x HTTP/1.1\r\n{fields}\r\n0\r\n\r\n")).await;
     assert_eq!(wire.response("POST").await.status, 400, "{fields:?}");
     assert!(world.origin.requests().is_empty(), "{fields:?}");
 }
@@ -32,9 +29,7 @@ async fn head_above_the_bound_is_431() {
     let filler = "x".repeat(80 * 1024);
     let mut wire = world.wire().await;
     let _ = wire
-        .try_send(format!(
-            "GET /web/api/v2/x HTTP/1.1\r\nHost: x\r\nX-Filler: {filler}\r\n\r\n"
-        ))
+        .try_send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: x\r\nX-Filler: {filler}\r\n\r\n"))
         .await;
     assert_eq!(wire.response("GET").await.status, 431);
     assert!(world.origin.requests().is_empty());
@@ -52,10 +47,7 @@ async fn garbage_gets_400_and_harms_nobody_else() {
         let mut wire = world.wire().await;
         wire.send(garbage).await;
         let answer = String::from_utf8_lossy(&wire.closed().await).into_owned();
-        assert!(
-            answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
-            "{garbage:?}: {answer}"
-        );
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{garbage:?}: {answer}");
     }
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
 }
@@ -64,9 +56,7 @@ async fn garbage_gets_400_and_harms_nobody_else() {
 async fn broken_tls_in_a_tunnel_ends_that_tunnel_alone() {
     let world = World::start().await;
     let mut broken = world.tunnel(&format!("{API}:443")).await;
-    broken
-        .send(b"\x16\x03\x01\x00\x05hello and nothing that is TLS")
-        .await;
+    broken.send(b"\x16\x03\x01\x00\x05hello and nothing that is TLS").await;
     broken.closed().await;
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
 }
@@ -75,11 +65,7 @@ async fn broken_tls_in_a_tunnel_ends_that_tunnel_alone() {
 async fn connect_inside_a_tunnel_is_refused() {
     let world = World::start().await;
     let mut inner = world.tunnel(&format!("{API}:80")).await;
-    inner
-        .send(format!(
-            "CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\n\r\n"
-        ))
-        .await;
+    inner.send(format!("CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\n\r\n")).await;
     let response = inner.response("GET").await;
     assert!((400..500).contains(&response.status), "{response:?}");
     check_is_made_here(&response);

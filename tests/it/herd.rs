@@ -12,10 +12,7 @@ use crate::support::{Stage, World, until};
 async fn refuse_at_once(world: &World, way: Way, count: usize) -> Vec<u16> {
     let calls = (0..count).map(|number| async move {
         let mut session = world.open(way).await;
-        session
-            .get(&format!("/web/api/v2/gate/{number}"))
-            .await
-            .status
+        session.get(&format!("/web/api/v2/gate/{number}")).await.status
     });
     let refuse = async {
         world.origin.arrived(count).await;
@@ -37,15 +34,10 @@ async fn check_herd(way: Way, count: usize) {
         *sends.entry(request.target().to_owned()).or_default() += 1;
     }
     assert_eq!(sends.len(), count);
-    assert!(
-        sends.values().all(|&sends| sends == 2),
-        "two sends each, no more"
-    );
+    assert!(sends.values().all(|&sends| sends == 2), "two sends each, no more");
     assert_eq!(world.sidecar.generation().await, 2);
-    let status = world
-        .sidecar
-        .status_where("nobody to be held", |status| status["held"] == 0)
-        .await;
+    let status =
+        world.sidecar.status_where("nobody to be held", |status| status["held"] == 0).await;
     assert_eq!(status["refresh"]["running"], false);
 }
 
@@ -67,12 +59,7 @@ async fn herd_beyond_the_upstream_connections_is_served_in_turn() {
     world.kill_token();
     let calls = (0..100).map(|number| {
         let world = &world;
-        async move {
-            world
-                .get(&format!("/web/api/v2/turn/{number}"))
-                .await
-                .status
-        }
+        async move { world.get(&format!("/web/api/v2/turn/{number}")).await.status }
     });
     let statuses = join_all(calls).await;
     assert!(statuses.iter().all(|&status| status == 200), "{statuses:?}");
@@ -93,18 +80,10 @@ async fn herd_without_any_token_waits_for_one_solve() {
     let world = stage.launch().await;
     let calls = (0..50).map(|number| {
         let world = &world;
-        async move {
-            world
-                .get(&format!("/web/api/v2/first/{number}"))
-                .await
-                .status
-        }
+        async move { world.get(&format!("/web/api/v2/first/{number}")).await.status }
     });
     let release = async {
-        until("all to be held", async || {
-            world.sidecar.status().await["held"] == 50
-        })
-        .await;
+        until("all to be held", async || world.sidecar.status().await["held"] == 50).await;
         assert!(world.origin.requests().is_empty());
         world.solver.resume();
     };
@@ -136,19 +115,12 @@ async fn deaths_under_steady_traffic_are_never_seen() {
     });
     let deaths = async {
         for death in 1..=3 {
-            until("some traffic", async || {
-                world.origin.requests().len() > death * 100
-            })
-            .await;
+            until("some traffic", async || world.origin.requests().len() > death * 100).await;
             world.kill_token();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
     tokio::join!(join_all(clients), deaths);
-    assert!(
-        (1..=3).contains(&world.solver.solves()),
-        "{} solves",
-        world.solver.solves()
-    );
+    assert!((1..=3).contains(&world.solver.solves()), "{} solves", world.solver.solves());
     assert_eq!(world.solver.most_at_once(), 1);
 }

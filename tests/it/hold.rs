@@ -21,10 +21,7 @@ async fn paused(variables: &[(&str, &str)]) -> World {
 }
 
 async fn held(world: &World, count: u64) {
-    until(&format!("{count} held"), async || {
-        world.sidecar.status().await["held"] == count
-    })
-    .await;
+    until(&format!("{count} held"), async || world.sidecar.status().await["held"] == count).await;
 }
 
 #[tokio::test]
@@ -36,26 +33,13 @@ async fn requests_beyond_max_held_get_503_at_once() {
     second.send(&Request::get(PATH)).await;
     held(&world, 2).await;
     let third = world.get(PATH).await;
-    assert_eq!(
-        (third.status, third.code().as_str()),
-        (503, "too_many_held")
-    );
+    assert_eq!((third.status, third.code().as_str()), (503, "too_many_held"));
     check_is_made_here(&third);
-    assert!(
-        third
-            .value("retry-after")
-            .is_some_and(|value| value.parse::<u64>().unwrap() >= 1)
-    );
+    assert!(third.value("retry-after").is_some_and(|value| value.parse::<u64>().unwrap() >= 1));
     world.solver.resume();
     assert_eq!(first.wire.response("GET").await.status, 200);
     assert_eq!(second.wire.response("GET").await.status, 200);
-    assert!(
-        world
-            .sidecar
-            .metric("sidecar_limited_total", &["held"])
-            .await
-            >= 1.0
-    );
+    assert!(world.sidecar.metric("sidecar_limited_total", &["held"]).await >= 1.0);
 }
 
 #[tokio::test]
@@ -70,18 +54,9 @@ async fn client_that_hangs_up_ends_its_hold_and_not_the_run() {
     }
     let sends = world.origin.requests().len();
     world.solver.resume();
-    world
-        .sidecar
-        .status_where("the run to end", |status| {
-            status["token"]["generation"] == 2
-        })
-        .await;
+    world.sidecar.status_where("the run to end", |status| status["token"]["generation"] == 2).await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests().len(),
-        sends + 1,
-        "nothing was sent for those who left"
-    );
+    assert_eq!(world.origin.requests().len(), sends + 1, "nothing was sent for those who left");
     assert_eq!(world.solver.solves(), 1);
 }
 
@@ -105,20 +80,12 @@ async fn run_goes_on_after_every_hold_has_timed_out() {
     let world = paused(&[("HOLD_TIMEOUT", "200ms")]).await;
     for _ in 0..3 {
         let response = world.get(PATH).await;
-        assert_eq!(
-            (response.status, response.code().as_str()),
-            (503, "hold_timeout")
-        );
+        assert_eq!((response.status, response.code().as_str()), (503, "hold_timeout"));
         check_is_made_here(&response);
     }
     assert_eq!(world.solver.solves(), 1);
     world.solver.resume();
-    world
-        .sidecar
-        .status_where("the run to end", |status| {
-            status["token"]["generation"] == 2
-        })
-        .await;
+    world.sidecar.status_where("the run to end", |status| status["token"]["generation"] == 2).await;
     assert_eq!(world.get(PATH).await.status, 200);
 }
 
@@ -138,9 +105,7 @@ async fn request_without_any_token_gets_503_when_the_run_fails() {
         );
         check_is_made_here(&response);
         assert!(
-            response
-                .value("retry-after")
-                .is_some_and(|value| value.parse::<u64>().unwrap() >= 1)
+            response.value("retry-after").is_some_and(|value| value.parse::<u64>().unwrap() >= 1)
         );
     }
     assert!(world.origin.requests().is_empty());
@@ -172,11 +137,7 @@ async fn nothing_but_the_answer_is_sent_after_a_hold() {
         held(&world, 1).await;
         world.solver.resume();
         let response = session.wire.response("GET").await;
-        assert_eq!(
-            (response.status, response.interim.len()),
-            (200, 0),
-            "{way:?}"
-        );
+        assert_eq!((response.status, response.interim.len()), (200, 0), "{way:?}");
     }
 }
 
@@ -190,11 +151,7 @@ async fn hold_is_measured() {
     world.solver.resume();
     assert_eq!(session.wire.response("GET").await.status, 200);
     until("the hold to be observed", async || {
-        world
-            .sidecar
-            .metric("sidecar_hold_seconds_count", &[])
-            .await
-            > 0.0
+        world.sidecar.metric("sidecar_hold_seconds_count", &[]).await > 0.0
     })
     .await;
     assert!(world.sidecar.metric("sidecar_held", &[]).await.abs() < f64::EPSILON);
@@ -213,9 +170,7 @@ async fn tunnels_and_other_hosts_are_not_held() {
     waiting.send(&Request::get(PATH)).await;
     held(&world, 1).await;
     let mut tunnel = world.tunnel(&other.addr().to_string()).await;
-    tunnel
-        .send("GET /free HTTP/1.1\r\nHost: other\r\n\r\n")
-        .await;
+    tunnel.send("GET /free HTTP/1.1\r\nHost: other\r\n\r\n").await;
     assert_eq!(tunnel.response("GET").await.text(), "/free");
     world.solver.resume();
     assert_eq!(waiting.wire.response("GET").await.status, 200);

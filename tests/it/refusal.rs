@@ -37,28 +37,16 @@ by_every_way!(
 
 /// The shop's own 401, marked with why there was no replay.
 fn check_is_the_shops_own(response: &Response, details: &str) {
-    assert_eq!(
-        (response.status, response.text().as_str()),
-        (401, REFUSAL),
-        "{response:?}"
-    );
+    assert_eq!((response.status, response.text().as_str()), (401, REFUSAL), "{response:?}");
     assert_eq!(response.value("content-type"), Some("application/json"));
     let status = response.value("proxy-status").unwrap_or_default();
-    assert!(
-        status.starts_with("token-sidecar") && status.contains("error="),
-        "{status:?}"
-    );
-    assert!(
-        status.contains(&format!("details=\"{details}\"")),
-        "{status:?}"
-    );
+    assert!(status.starts_with("token-sidecar") && status.contains("error="), "{status:?}");
+    assert!(status.contains(&format!("details=\"{details}\"")), "{status:?}");
     assert!(retry_after(response) >= 1);
 }
 
 fn retry_after(response: &Response) -> u64 {
-    let value = response
-        .value("retry-after")
-        .and_then(|value| value.parse().ok());
+    let value = response.value("retry-after").and_then(|value| value.parse().ok());
     value.unwrap_or_else(|| panic!("no Retry-After in {response:?}"))
 }
 
@@ -77,11 +65,7 @@ async fn rule_1_straggler_is_replayed_with_the_newer_token_at_once(way: Way) {
     assert_eq!(sends.len(), 2);
     assert_eq!(sends[1].token(), Some(world.tokens.latest().as_str()));
     assert_eq!(world.solver.solves(), 1);
-    assert_eq!(
-        world.origin.verifications().len(),
-        verified,
-        "a straggler needs no verdict"
-    );
+    assert_eq!(world.origin.verifications().len(), verified, "a straggler needs no verdict");
 }
 
 async fn rule_2_bad_token_is_refreshed_and_the_request_replayed(way: Way) {
@@ -98,31 +82,18 @@ async fn rule_2_bad_token_is_refreshed_and_the_request_replayed(way: Way) {
     assert_eq!(sends[0].token(), Some(world.token.as_str()));
     assert_eq!(sends[1].token(), Some(world.tokens.latest().as_str()));
     for send in &sends {
-        assert_eq!(
-            (send.method(), send.body.as_slice()),
-            ("POST", &br#"{"id":1}"#[..])
-        );
+        assert_eq!((send.method(), send.body.as_slice()), ("POST", &br#"{"id":1}"#[..]));
         assert_eq!(send.head.values("x-mark"), ["7"]);
     }
     assert_eq!(world.solver.solves(), 1);
-    assert_eq!(
-        world.origin.verifications_of(&world.tokens.latest()),
-        1,
-        "a candidate is verified"
-    );
+    assert_eq!(world.origin.verifications_of(&world.tokens.latest()), 1, "a candidate is verified");
 }
 
 async fn rule_2_refusal_of_a_good_token_is_the_endpoints_own(way: Way) {
     let world = World::start().await;
-    let response = world
-        .call(way, &Request::get("/web/api/v2/always-401"))
-        .await;
+    let response = world.call(way, &Request::get("/web/api/v2/always-401")).await;
     assert_eq!((response.status, response.text().as_str()), (401, REFUSAL));
-    assert_eq!(
-        world.origin.requests().len(),
-        1,
-        "no replay of what would be refused again"
-    );
+    assert_eq!(world.origin.requests().len(), 1, "no replay of what would be refused again");
     assert_eq!(world.solver.solves(), 0);
     assert_eq!(world.sidecar.generation().await, 1);
 }
@@ -132,11 +103,7 @@ async fn rule_3_refusal_of_the_replay_is_passed_on(way: Way) {
     world.kill_token();
     world.origin.refuse_api(true);
     let response = world.call(way, &Request::get(PATH)).await;
-    assert_eq!(
-        (response.status, response.text().as_str()),
-        (401, REFUSAL),
-        "{response:?}"
-    );
+    assert_eq!((response.status, response.text().as_str()), (401, REFUSAL), "{response:?}");
     assert_eq!(world.origin.requests().len(), 2, "at most two sends");
     assert_eq!(world.solver.solves(), 1);
 }
@@ -159,27 +126,14 @@ async fn rule_5_hold_timeout_is_503_and_the_next_try_finds_the_token(way: Way) {
     world.solver.pause();
     world.kill_token();
     let response = world.call(way, &Request::get(PATH)).await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (503, "hold_timeout"),
-        "{response:?}"
-    );
+    assert_eq!((response.status, response.code().as_str()), (503, "hold_timeout"), "{response:?}");
     assert!(retry_after(&response) >= 1);
     world.solver.asked(1).await;
     world.solver.resume();
-    world
-        .sidecar
-        .status_where("the run to end", |status| {
-            status["token"]["generation"] == 2
-        })
-        .await;
+    world.sidecar.status_where("the run to end", |status| status["token"]["generation"] == 2).await;
     let before = world.origin.requests().len();
     assert_eq!(world.call(way, &Request::get(PATH)).await.status, 200);
-    assert_eq!(
-        world.origin.requests().len(),
-        before + 1,
-        "the next try needs no replay"
-    );
+    assert_eq!(world.origin.requests().len(), before + 1, "the next try needs no replay");
     assert_eq!(world.solver.solves(), 1);
 }
 
@@ -210,21 +164,12 @@ async fn rule_2_expired_token_is_not_sent_in_vain() {
     let mut session = world.open(Way::Intercept).await;
     session.send(&Request::get(PATH)).await;
     world.solver.asked(1).await;
-    until("the request to be held", async || {
-        world.sidecar.status().await["held"] == 1
-    })
-    .await;
+    until("the request to be held", async || world.sidecar.status().await["held"] == 1).await;
     assert!(world.origin.requests().is_empty());
     world.solver.resume();
     assert_eq!(session.wire.response("GET").await.status, 200);
     assert_eq!(world.origin.requests().len(), 1);
-    assert!(
-        world
-            .origin
-            .all_requests()
-            .iter()
-            .all(|request| request.token() != Some(&expired))
-    );
+    assert!(world.origin.all_requests().iter().all(|request| request.token() != Some(&expired)));
 }
 
 #[tokio::test]
@@ -268,13 +213,8 @@ async fn rule_2_good_verdict_excuses_no_other_endpoint() {
     assert_eq!(world.get("/web/api/v2/always-401").await.status, 401);
     world.kill_token();
     let response = world.get(PATH).await;
-    assert_eq!(
-        response.status, 200,
-        "a real death must not hide behind it: {response:?}"
-    );
-    let other_method = world
-        .call(Way::Intercept, &Request::post("/web/api/v2/other", "x"))
-        .await;
+    assert_eq!(response.status, 200, "a real death must not hide behind it: {response:?}");
+    let other_method = world.call(Way::Intercept, &Request::post("/web/api/v2/other", "x")).await;
     assert_eq!(other_method.status, 200);
 }
 
@@ -315,10 +255,7 @@ async fn rule_2_polled_refusals_ask_the_verifier_at_most_once_a_second() {
         async move {
             let mut session = world.open(Way::AbsoluteHttp).await;
             // Different endpoints, so that none is excused by the verdict on another.
-            session
-                .get(&format!("/web/api/v2/always-401?{number}"))
-                .await
-                .status
+            session.get(&format!("/web/api/v2/always-401?{number}")).await.status
         }
     });
     let statuses = futures_util::future::join_all(calls).await;
@@ -351,17 +288,8 @@ async fn rule_4_proxy_status_uses_a_registered_error_type() {
     let response = world.get(PATH).await;
     check_is_the_shops_own(&response, "refresh_failed");
     let status = response.value("proxy-status").unwrap();
-    let error = status
-        .split("error=")
-        .nth(1)
-        .unwrap()
-        .split(';')
-        .next()
-        .unwrap();
-    assert!(
-        error.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
-        "{status}"
-    );
+    let error = status.split("error=").nth(1).unwrap().split(';').next().unwrap();
+    assert!(error.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{status}");
 }
 
 #[tokio::test]
@@ -375,11 +303,7 @@ async fn rule_4_large_401_is_passed_whole() {
     for way in [Way::Intercept, Way::AbsoluteHttp] {
         let response = world.call(way, &Request::get(PATH)).await;
         assert_eq!(response.status, 401);
-        assert!(
-            response.body == body.as_bytes(),
-            "{} bytes came",
-            response.body.len()
-        );
+        assert!(response.body == body.as_bytes(), "{} bytes came", response.body.len());
     }
 }
 
@@ -401,10 +325,7 @@ async fn rule_5_status_can_be_429() {
     world.solver.pause();
     world.kill_token();
     let response = world.get(PATH).await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (429, "hold_timeout")
-    );
+    assert_eq!((response.status, response.code().as_str()), (429, "hold_timeout"));
     assert!(retry_after(&response) >= 1);
 }
 
@@ -417,9 +338,7 @@ async fn rule_6_manual_refresh_ends_the_back_off() {
     assert_eq!(world.get(PATH).await.status, 401);
     let status = world.sidecar.status().await;
     assert!(
-        status["refresh"]["backoff_s"]
-            .as_f64()
-            .is_some_and(|left| left > 0.0),
+        status["refresh"]["backoff_s"].as_f64().is_some_and(|left| left > 0.0),
         "{}",
         status["refresh"]
     );
@@ -438,15 +357,9 @@ async fn rule_6_back_off_ends_by_itself_after_five_seconds() {
     let failed_at = tokio::time::Instant::now();
     assert!((4..=6).contains(&retry_after(&response)), "{response:?}");
     world.solver.set(Mode::Solves);
-    until("the back-off to end", async || {
-        world.get(PATH).await.status == 200
-    })
-    .await;
+    until("the back-off to end", async || world.get(PATH).await.status == 200).await;
     let took = failed_at.elapsed();
-    assert!(
-        took > Duration::from_secs(4) && took < Duration::from_secs(8),
-        "{took:?}"
-    );
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(8), "{took:?}");
 }
 
 #[tokio::test]
@@ -474,14 +387,10 @@ async fn refusals_and_replays_are_counted() {
     world.kill_token();
     assert_eq!(world.get(PATH).await.status, 200);
     let outcomes = world.sidecar.metrics().await;
-    let replays: Vec<&str> = outcomes
-        .lines()
-        .filter(|line| line.starts_with("sidecar_replays_total{"))
-        .collect();
-    let sum: f64 = replays
-        .iter()
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum();
+    let replays: Vec<&str> =
+        outcomes.lines().filter(|line| line.starts_with("sidecar_replays_total{")).collect();
+    let sum: f64 =
+        replays.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
     assert!((sum - 1.0).abs() < f64::EPSILON, "{replays:?}");
     let status: Value = world.sidecar.status().await;
     assert_eq!(status["token"]["generation"], 2);

@@ -19,13 +19,8 @@ async fn check_echo(world: &World, way: Way, request: &Request, body: &[u8]) {
         body.len()
     );
     let sends = world.origin.requests();
-    let [.., first, second] = sends.as_slice() else {
-        panic!("{way:?}: {} sends", sends.len())
-    };
-    assert!(
-        first.body == body && second.body == body,
-        "{way:?}: the body was not the same twice"
-    );
+    let [.., first, second] = sends.as_slice() else { panic!("{way:?}: {} sends", sends.len()) };
+    assert!(first.body == body && second.body == body, "{way:?}: the body was not the same twice");
     assert_eq!(first.trailers, second.trailers);
 }
 
@@ -41,13 +36,7 @@ async fn body_by_length_is_replayed() {
 async fn framing_of_a_body_by_length_stays() {
     let world = World::start().await;
     world.kill_token();
-    assert_eq!(
-        world
-            .call(Way::Intercept, &Request::post(ECHO, "12345"))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(world.call(Way::Intercept, &Request::post(ECHO, "12345")).await.status, 200);
     for send in world.origin.requests() {
         assert_eq!(send.head.values("content-length"), ["5"]);
         assert!(send.head.value("transfer-encoding").is_none());
@@ -76,15 +65,10 @@ async fn trailers_are_kept_on_both_sends_and_on_the_way_back() {
     assert_eq!(response.status, 200, "{response:?}");
     let expected = [("x-checksum", "9"), ("x-more", "a b")];
     let lower = |trailers: &[(String, String)]| -> Vec<(String, String)> {
-        trailers
-            .iter()
-            .map(|(name, value)| (name.to_lowercase(), value.clone()))
-            .collect()
+        trailers.iter().map(|(name, value)| (name.to_lowercase(), value.clone())).collect()
     };
-    let expected: Vec<(String, String)> = expected
-        .iter()
-        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-        .collect();
+    let expected: Vec<(String, String)> =
+        expected.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     let sends = world.origin.requests();
     assert_eq!(sends.len(), 2);
     for send in &sends {
@@ -96,9 +80,8 @@ async fn trailers_are_kept_on_both_sends_and_on_the_way_back() {
 #[tokio::test]
 async fn get_with_a_json_body_is_replayed() {
     let world = World::start().await;
-    let request = Request::get(ECHO)
-        .field("Content-Type", "application/json")
-        .body(r#"{"filter":[1]}"#);
+    let request =
+        Request::get(ECHO).field("Content-Type", "application/json").body(r#"{"filter":[1]}"#);
     check_echo(&world, Way::Intercept, &request, br#"{"filter":[1]}"#).await;
 }
 
@@ -108,9 +91,7 @@ async fn every_method_is_replayed() {
     for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE"] {
         world.kill_token();
         let path = format!("/web/api/v2/method/{method}");
-        let response = world
-            .call(Way::Intercept, &Request::new(method, &path))
-            .await;
+        let response = world.call(Way::Intercept, &Request::new(method, &path)).await;
         assert_eq!(response.status, 200, "{method}: {response:?}");
         assert_eq!(world.origin.requests_for(&path).len(), 2, "{method}");
     }
@@ -120,13 +101,7 @@ async fn every_method_is_replayed() {
 async fn body_below_the_cap_is_replayed_whole() {
     let world = World::start().await;
     let body = pattern_bytes(7 * MIB);
-    check_echo(
-        &world,
-        Way::Intercept,
-        &Request::post(ECHO, body.clone()),
-        &body,
-    )
-    .await;
+    check_echo(&world, Way::Intercept, &Request::post(ECHO, body.clone()), &body).await;
 }
 
 #[tokio::test]
@@ -143,11 +118,7 @@ async fn check_not_replayable(world: &World, way: Way, request: &Request, length
     let solves = world.solver.solves();
     let before = world.origin.requests().len();
     let response = world.call(way, request).await;
-    assert_eq!(
-        (response.status, response.text().as_str()),
-        (401, REFUSAL),
-        "{way:?}"
-    );
+    assert_eq!((response.status, response.text().as_str()), (401, REFUSAL), "{way:?}");
     let status = response.value("proxy-status").unwrap_or_default();
     assert!(
         status.starts_with("token-sidecar") && status.contains("details=\"not_replayable\""),
@@ -155,19 +126,9 @@ async fn check_not_replayable(world: &World, way: Way, request: &Request, length
     );
     let sends = world.origin.requests();
     assert_eq!(sends.len(), before + 1, "{way:?}: sent once");
-    assert_eq!(
-        sends[before].body.len(),
-        length,
-        "{way:?}: the body streamed on"
-    );
+    assert_eq!(sends[before].body.len(), length, "{way:?}: the body streamed on");
     // The next one, which can be held, finds or gets a new token.
-    assert_eq!(
-        world
-            .call(way, &Request::get("/web/api/v2/next"))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(world.call(way, &Request::get("/web/api/v2/next")).await.status, 200);
     assert_eq!(world.solver.solves(), solves + 1);
 }
 
@@ -192,9 +153,7 @@ async fn chunked_body_above_the_cap_streams_on_and_its_401_is_passed_on() {
 async fn body_above_the_cap_passes_with_a_good_token() {
     let world = World::with(&[("REPLAY_BODY_LIMIT", "64KiB")]).await;
     let body = pattern_bytes(2 * MIB);
-    let response = world
-        .call(Way::Intercept, &Request::post(ECHO, body.clone()))
-        .await;
+    let response = world.call(Way::Intercept, &Request::post(ECHO, body.clone())).await;
     assert_eq!(response.status, 200);
     assert!(response.body == body);
 }
@@ -203,13 +162,7 @@ async fn body_above_the_cap_passes_with_a_good_token() {
 async fn body_of_exactly_the_cap_is_replayed() {
     let world = World::with(&[("REPLAY_BODY_LIMIT", "64KiB")]).await;
     let body = pattern_bytes(64 * 1024);
-    check_echo(
-        &world,
-        Way::Intercept,
-        &Request::post(ECHO, body.clone()),
-        &body,
-    )
-    .await;
+    check_echo(&world, Way::Intercept, &Request::post(ECHO, body.clone()), &body).await;
 }
 
 #[tokio::test]
@@ -224,19 +177,11 @@ async fn bodies_beyond_the_common_memory_are_not_replayable() {
     let mut first = world.open(Way::Intercept).await;
     let body = pattern_bytes(200 * 1024);
     first.send(&Request::post(ECHO, body.clone())).await;
-    until("the first to be held", async || {
-        world.sidecar.status().await["held"] == 1
-    })
-    .await;
-    let second = world
-        .call(Way::Intercept, &Request::post(ECHO, body.clone()))
-        .await;
+    until("the first to be held", async || world.sidecar.status().await["held"] == 1).await;
+    let second = world.call(Way::Intercept, &Request::post(ECHO, body.clone())).await;
     assert_eq!(second.status, 401);
     assert!(
-        second
-            .value("proxy-status")
-            .unwrap_or_default()
-            .contains("not_replayable"),
+        second.value("proxy-status").unwrap_or_default().contains("not_replayable"),
         "{second:?}"
     );
     world.solver.resume();
@@ -244,13 +189,7 @@ async fn bodies_beyond_the_common_memory_are_not_replayable() {
     assert_eq!(response.status, 200);
     assert!(response.body == body);
     // The memory is free again.
-    check_echo(
-        &world,
-        Way::Intercept,
-        &Request::post(ECHO, body.clone()),
-        &body,
-    )
-    .await;
+    check_echo(&world, Way::Intercept, &Request::post(ECHO, body.clone()), &body).await;
 }
 
 #[tokio::test]
@@ -258,11 +197,8 @@ async fn body_streams_to_the_shop_while_the_client_still_sends() {
     let world = World::start().await;
     for way in [Way::Intercept, Way::AbsoluteHttp] {
         let mut session = world.open(way).await;
-        let target = if way == Way::AbsoluteHttp {
-            format!("http://{API}{ECHO}")
-        } else {
-            ECHO.to_owned()
-        };
+        let target =
+            if way == Way::AbsoluteHttp { format!("http://{API}{ECHO}") } else { ECHO.to_owned() };
         let head =
             format!("POST {target} HTTP/1.1\r\nHost: {API}\r\nTransfer-Encoding: chunked\r\n\r\n");
         session.wire.send(head).await;
@@ -297,10 +233,7 @@ async fn refusal_that_comes_before_the_body_has_ended_is_healed_too() {
     session.wire.send(last_chunk(&[])).await;
     let response = session.wire.response("POST").await;
     assert_eq!(response.status, 200, "{response:?}");
-    assert_eq!(
-        world.origin.requests().last().unwrap().body,
-        b"first second"
-    );
+    assert_eq!(world.origin.requests().last().unwrap().body, b"first second");
 }
 
 #[tokio::test]
@@ -326,10 +259,7 @@ async fn body_that_breaks_off_is_not_sent_as_whole() {
     let head =
         format!("POST {ECHO} HTTP/1.1\r\nHost: {API}\r\nContent-Length: 100\r\n\r\nonly a part");
     session.wire.send(head).await;
-    until("the head at the shop", async || {
-        world.origin.requests().len() == 1
-    })
-    .await;
+    until("the head at the shop", async || world.origin.requests().len() == 1).await;
     drop(session);
     assert_eq!(world.get("/web/api/v2/next").await.status, 200);
     let broken = &world.origin.requests_for(ECHO)[0];
@@ -346,10 +276,7 @@ async fn connection_of_a_refusal_is_free_during_the_hold() {
     world.solver.pause();
     let mut held = world.open(Way::Intercept).await;
     held.send(&Request::get("/web/api/v2/x")).await;
-    until("it to be held", async || {
-        world.sidecar.status().await["held"] == 1
-    })
-    .await;
+    until("it to be held", async || world.sidecar.status().await["held"] == 1).await;
     let personal = crate::support::token::Jwt::personal().make();
     world.tokens.accept(&personal);
     let request =

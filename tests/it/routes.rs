@@ -9,16 +9,11 @@ use crate::support::{Stage, World};
 /// Asks `way` for a page and checks that the shop saw it with the token.
 async fn check_carries_the_token(way: Way) {
     let world = World::start().await;
-    let response = world
-        .call(way, &Request::get("/web/api/v2/products?q=1"))
-        .await;
+    let response = world.call(way, &Request::get("/web/api/v2/products?q=1")).await;
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(response.text(), "/web/api/v2/products?q=1");
     let request = world.origin.only_request();
-    assert_eq!(
-        request.head.values("authorization"),
-        [format!("Bearer {}", world.token)]
-    );
+    assert_eq!(request.head.values("authorization"), [format!("Bearer {}", world.token)]);
     assert_eq!(request.head.values("host"), [API]);
 }
 
@@ -59,10 +54,7 @@ async fn check_opens_a_tunnel(world: &World, bytes: &str, name: &str) {
     let (head, _) = wire.response_head().await.unwrap();
     assert_eq!(head.word(1), "200", "{bytes:?}: {head:?}");
     let mut tls = world.tls_over(wire, name).await;
-    tls.send(format!(
-        "GET /web/api/v2/x HTTP/1.1\r\nHost: {name}\r\n\r\n"
-    ))
-    .await;
+    tls.send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {name}\r\n\r\n")).await;
     assert_eq!(tls.response("GET").await.status, 200, "{bytes:?}");
 }
 
@@ -92,18 +84,10 @@ async fn connect_accepts_proxy_connection_as_curl_sends_it() {
 async fn names_match_without_regard_to_case_or_a_trailing_dot() {
     let world = World::start().await;
     let upper = API.to_uppercase();
-    check_opens_a_tunnel(
-        &world,
-        &format!("CONNECT {upper}:443 HTTP/1.1\r\n\r\n"),
-        API,
-    )
-    .await;
+    check_opens_a_tunnel(&world, &format!("CONNECT {upper}:443 HTTP/1.1\r\n\r\n"), API).await;
     check_opens_a_tunnel(&world, &format!("CONNECT {API}.:443 HTTP/1.1\r\n\r\n"), API).await;
-    let response = world
-        .raw(format!(
-            "GET https://{upper}./web/api/v2/y HTTP/1.1\r\nHost: x\r\n\r\n"
-        ))
-        .await;
+    let response =
+        world.raw(format!("GET https://{upper}./web/api/v2/y HTTP/1.1\r\nHost: x\r\n\r\n")).await;
     assert_eq!(response.status, 200, "{response:?}");
 }
 
@@ -119,18 +103,11 @@ async fn the_second_api_host_is_intercepted_with_its_own_certificate() {
 async fn first_byte_in_a_tunnel_decides_and_not_its_port() {
     let world = World::start().await;
     let mut plain = world.tunnel(&format!("{API}:443")).await;
-    plain
-        .send(format!(
-            "GET /web/api/v2/plain HTTP/1.1\r\nHost: {API}\r\n\r\n"
-        ))
-        .await;
+    plain.send(format!("GET /web/api/v2/plain HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(plain.response("GET").await.status, 200);
     let tunnel = world.tunnel(&format!("{API}:80")).await;
     let mut tls = world.tls_over(tunnel, API).await;
-    tls.send(format!(
-        "GET /web/api/v2/tls HTTP/1.1\r\nHost: {API}\r\n\r\n"
-    ))
-    .await;
+    tls.send(format!("GET /web/api/v2/tls HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(tls.response("GET").await.status, 200);
 }
 
@@ -150,11 +127,8 @@ async fn tls_in_a_tunnel_works_where_no_alpn_is_offered() {
     let world = World::start().await;
     let tunnel = world.tunnel(&format!("{API}:443")).await;
     let connector = connector(&world.ca_file(), &[]);
-    let mut tls = handshake(tunnel.into_inner(), API, &connector)
-        .await
-        .unwrap();
-    tls.send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n\r\n"))
-        .await;
+    let mut tls = handshake(tunnel.into_inner(), API, &connector).await.unwrap();
+    tls.send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(tls.response("GET").await.status, 200);
 }
 
@@ -162,9 +136,7 @@ async fn tls_in_a_tunnel_works_where_no_alpn_is_offered() {
 async fn host_of_an_absolute_form_request_is_replaced() {
     let world = World::start().await;
     let response = world
-        .raw(format!(
-            "GET https://{API}/web/api/v2/x HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n"
-        ))
+        .raw(format!("GET https://{API}/web/api/v2/x HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n"))
         .await;
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(world.origin.only_request().head.values("host"), [API]);
@@ -174,11 +146,8 @@ async fn host_of_an_absolute_form_request_is_replaced() {
 async fn absolute_form_with_the_default_port_spelt_out_reaches_the_api() {
     let world = World::start().await;
     for authority in [format!("https://{API}:443"), format!("http://{API}:80")] {
-        let response = world
-            .raw(format!(
-                "GET {authority}/web/api/v2/x HTTP/1.1\r\nHost: x\r\n\r\n"
-            ))
-            .await;
+        let response =
+            world.raw(format!("GET {authority}/web/api/v2/x HTTP/1.1\r\nHost: x\r\n\r\n")).await;
         assert_eq!(response.status, 200, "{authority}: {response:?}");
     }
 }
@@ -188,16 +157,9 @@ async fn another_host_inside_a_tunnel_is_misdirected() {
     let world = World::start().await;
     for way in [Way::Intercept, Way::PlainTunnel] {
         let mut session = world.open(way).await;
-        session
-            .wire
-            .send("GET /web/api/v2/x HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n")
-            .await;
+        session.wire.send("GET /web/api/v2/x HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n").await;
         let response = session.wire.response("GET").await;
-        assert_eq!(
-            (response.status, response.code().as_str()),
-            (421, "misdirected"),
-            "{way:?}"
-        );
+        assert_eq!((response.status, response.code().as_str()), (421, "misdirected"), "{way:?}");
     }
     assert!(world.origin.requests().is_empty());
 }
@@ -207,12 +169,7 @@ async fn the_same_host_inside_a_tunnel_may_be_spelt_otherwise() {
     let world = World::start().await;
     for host in [API.to_uppercase(), format!("{API}."), format!("{API}:443")] {
         let mut session = world.open(Way::Intercept).await;
-        session
-            .wire
-            .send(format!(
-                "GET /web/api/v2/x HTTP/1.1\r\nHost: {host}\r\n\r\n"
-            ))
-            .await;
+        session.wire.send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
         assert_eq!(session.wire.response("GET").await.status, 200, "{host}");
     }
 }
@@ -220,31 +177,18 @@ async fn the_same_host_inside_a_tunnel_may_be_spelt_otherwise() {
 #[tokio::test]
 async fn gateway_takes_the_longest_prefix_where_no_host_matches() {
     let world = World::start().await;
-    let response = world
-        .raw("GET /api/v2/x HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
+    let response = world.raw("GET /api/v2/x HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(world.origin.only_request().head.values("host"), [GATE]);
-    let response = world
-        .raw("GET /web/api/v2/y HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
+    let response = world.raw("GET /web/api/v2/y HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
     assert_eq!(response.status, 200, "{response:?}");
-    assert_eq!(
-        world.origin.requests_for("/web/api/v2/y")[0]
-            .head
-            .values("host"),
-        [API]
-    );
+    assert_eq!(world.origin.requests_for("/web/api/v2/y")[0].head.values("host"), [API]);
 }
 
 #[tokio::test]
 async fn gateway_prefers_the_host_to_the_prefix() {
     let world = World::start().await;
-    let response = world
-        .raw(format!(
-            "GET /web/api/v2/x HTTP/1.1\r\nHost: {GATE}\r\n\r\n"
-        ))
-        .await;
+    let response = world.raw(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {GATE}\r\n\r\n")).await;
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(world.origin.only_request().head.values("host"), [GATE]);
 }
@@ -252,25 +196,15 @@ async fn gateway_prefers_the_host_to_the_prefix() {
 #[tokio::test]
 async fn gateway_matches_whole_path_segments() {
     let world = World::start().await;
-    let response = world
-        .raw("GET /web/apiary HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (404, "no_such_origin")
-    );
+    let response = world.raw("GET /web/apiary HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
+    assert_eq!((response.status, response.code().as_str()), (404, "no_such_origin"));
 }
 
 #[tokio::test]
 async fn gateway_without_a_matching_origin_is_404_that_says_so() {
     let world = World::start().await;
-    let response = world
-        .raw("GET /elsewhere HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (404, "no_such_origin")
-    );
+    let response = world.raw("GET /elsewhere HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
+    assert_eq!((response.status, response.code().as_str()), (404, "no_such_origin"));
     check_is_made_here(&response);
 }
 
@@ -278,35 +212,20 @@ async fn gateway_without_a_matching_origin_is_404_that_says_so() {
 pub(crate) fn check_is_made_here(response: &Response) {
     let json = response.json();
     for name in ["error", "message", "hint"] {
-        assert!(
-            json[name].as_str().is_some_and(|text| !text.is_empty()),
-            "{name}: {json}"
-        );
+        assert!(json[name].as_str().is_some_and(|text| !text.is_empty()), "{name}: {json}");
     }
     let status = response.value("proxy-status").unwrap_or_default();
-    assert!(
-        status.starts_with("token-sidecar"),
-        "Proxy-Status: {status:?}"
-    );
-    assert!(
-        response
-            .value("content-type")
-            .unwrap_or_default()
-            .starts_with("application/json")
-    );
+    assert!(status.starts_with("token-sidecar"), "Proxy-Status: {status:?}");
+    assert!(response.value("content-type").unwrap_or_default().starts_with("application/json"));
 }
 
 #[tokio::test]
 async fn ca_certificate_is_served_at_its_well_known_path() {
     let world = World::start().await;
-    let response = world
-        .raw("GET /.well-known/token-sidecar/ca.pem HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
+    let response =
+        world.raw("GET /.well-known/token-sidecar/ca.pem HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
     assert_eq!(response.status, 200);
-    assert_eq!(
-        response.text(),
-        std::fs::read_to_string(world.ca_file()).unwrap()
-    );
+    assert_eq!(response.text(), std::fs::read_to_string(world.ca_file()).unwrap());
 }
 
 #[tokio::test]
@@ -337,17 +256,11 @@ async fn several_requests_follow_each_other_on_one_connection() {
 
 async fn check_pipelining(session: &mut Session, way: Way) {
     for number in 0..5 {
-        session
-            .send(&Request::get(&format!("/web/api/v2/pipe/{number}")))
-            .await;
+        session.send(&Request::get(&format!("/web/api/v2/pipe/{number}"))).await;
     }
     for number in 0..5 {
         let response = session.wire.response("GET").await;
-        assert_eq!(
-            response.text(),
-            format!("/web/api/v2/pipe/{number}"),
-            "{way:?}"
-        );
+        assert_eq!(response.text(), format!("/web/api/v2/pipe/{number}"), "{way:?}");
     }
 }
 
@@ -371,23 +284,15 @@ async fn pipelined_requests_survive_a_token_death() {
 async fn one_connection_may_carry_absolute_form_gateway_and_then_connect() {
     let world = World::start().await;
     let mut wire = world.wire().await;
-    wire.send(format!(
-        "GET http://{API}/web/api/v2/a HTTP/1.1\r\nHost: {API}\r\n\r\n"
-    ))
-    .await;
+    wire.send(format!("GET http://{API}/web/api/v2/a HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(wire.response("GET").await.text(), "/web/api/v2/a");
-    wire.send("GET /web/api/v2/b HTTP/1.1\r\nHost: sidecar\r\n\r\n")
-        .await;
+    wire.send("GET /web/api/v2/b HTTP/1.1\r\nHost: sidecar\r\n\r\n").await;
     assert_eq!(wire.response("GET").await.text(), "/web/api/v2/b");
-    wire.send(format!(
-        "CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\n\r\n"
-    ))
-    .await;
+    wire.send(format!("CONNECT {API}:443 HTTP/1.1\r\nHost: {API}:443\r\n\r\n")).await;
     let (head, _) = wire.response_head().await.unwrap();
     assert_eq!(head.word(1), "200");
     let mut tls = world.tls_over(wire, API).await;
-    tls.send(format!("GET /web/api/v2/c HTTP/1.1\r\nHost: {API}\r\n\r\n"))
-        .await;
+    tls.send(format!("GET /web/api/v2/c HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
     assert_eq!(tls.response("GET").await.text(), "/web/api/v2/c");
 }
 
@@ -450,9 +355,7 @@ async fn tunnel_to_a_listed_host_is_blind_to_its_tls() {
     let tunnel = world.tunnel(&other.addr().to_string()).await;
     // Only the other host's own certificate passes here: nobody sits in between.
     let connector = connector(&world.path("shop-ca.pem"), &[]);
-    let mut tls = handshake(tunnel.into_inner(), "127.0.0.1", &connector)
-        .await
-        .unwrap();
+    let mut tls = handshake(tunnel.into_inner(), "127.0.0.1", &connector).await.unwrap();
     tls.send("GET /any HTTP/1.1\r\nHost: other\r\n\r\n").await;
     assert_eq!(tls.response("GET").await.text(), "/any");
     assert!(other.only_request().head.value("authorization").is_none());
@@ -462,15 +365,9 @@ async fn tunnel_to_a_listed_host_is_blind_to_its_tls() {
 async fn absolute_form_to_a_listed_host_is_forwarded_without_a_token() {
     let (world, other) = world_with_other_host(false).await;
     let host = other.addr();
-    let response = world
-        .raw(format!(
-            "GET http://{host}/any?x=%%2 HTTP/1.1\r\nHost: {host}\r\n\r\n"
-        ))
-        .await;
-    assert_eq!(
-        (response.status, response.text().as_str()),
-        (200, "/any?x=%%2")
-    );
+    let response =
+        world.raw(format!("GET http://{host}/any?x=%%2 HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+    assert_eq!((response.status, response.text().as_str()), (200, "/any?x=%%2"));
     let request = other.only_request();
     assert!(request.head.value("authorization").is_none());
     assert_eq!(request.head.values("host"), [host.to_string()]);
@@ -480,11 +377,8 @@ async fn absolute_form_to_a_listed_host_is_forwarded_without_a_token() {
 async fn absolute_form_https_to_a_listed_host_is_forwarded_over_tls() {
     let (world, other) = world_with_other_host(true).await;
     let host = other.addr();
-    let response = world
-        .raw(format!(
-            "GET https://{host}/any HTTP/1.1\r\nHost: {host}\r\n\r\n"
-        ))
-        .await;
+    let response =
+        world.raw(format!("GET https://{host}/any HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
     assert_eq!((response.status, response.text().as_str()), (200, "/any"));
     assert!(other.only_request().head.value("authorization").is_none());
 }
@@ -507,11 +401,8 @@ async fn refusal_of_another_host_is_its_own() {
     let (world, other) = world_with_other_host(false).await;
     let host = other.addr();
     let path = "/api/v2/status/401";
-    let response = world
-        .raw(format!(
-            "GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n"
-        ))
-        .await;
+    let response =
+        world.raw(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
     assert_eq!(response.status, 401);
     assert_eq!(other.requests().len(), 1);
     assert_eq!(world.solver.solves(), 0);
@@ -525,10 +416,7 @@ fn check_is_refused(world: &World, response: &Response) {
     );
     check_is_made_here(response);
     let text = response.text();
-    assert!(
-        text.contains("ALLOW_HOSTS") && text.contains("NO_PROXY"),
-        "{text}"
-    );
+    assert!(text.contains("ALLOW_HOSTS") && text.contains("NO_PROXY"), "{text}");
     assert!(world.origin.requests().is_empty());
 }
 
@@ -554,9 +442,7 @@ async fn tunnel_to_a_private_address_that_is_not_listed_is_refused() {
 async fn absolute_form_to_a_private_address_that_is_not_listed_is_refused() {
     let world = World::start().await;
     let host = world.solver.url();
-    let response = world
-        .raw(format!("GET {host}/health HTTP/1.1\r\nHost: x\r\n\r\n"))
-        .await;
+    let response = world.raw(format!("GET {host}/health HTTP/1.1\r\nHost: x\r\n\r\n")).await;
     check_is_refused(&world, &response);
 }
 
@@ -566,18 +452,10 @@ async fn api_host_on_another_port_falls_under_the_egress_policy() {
     let origin = Origin::start_other(None).await;
     // Without a redirect, the name would have to be resolved: let it lead to loopback.
     stage.set("API_ORIGINS", "https://localhost/web/api");
-    stage.set(
-        "VERIFY_URL",
-        "https://localhost/web/api/v2/search/product?phrase=python",
-    );
-    stage.add(
-        "CONNECT_TO",
-        format!("localhost:443=127.0.0.1:{}", stage.origin.addr().port()),
-    );
+    stage.set("VERIFY_URL", "https://localhost/web/api/v2/search/product?phrase=python");
+    stage.add("CONNECT_TO", format!("localhost:443=127.0.0.1:{}", stage.origin.addr().port()));
     let world = stage.start().await;
-    let (response, _) = world
-        .connect(&format!("localhost:{}", origin.addr().port()))
-        .await;
+    let (response, _) = world.connect(&format!("localhost:{}", origin.addr().port())).await;
     check_is_refused(&world, &response);
     assert_eq!(origin.connections(), 0);
 }
@@ -587,10 +465,7 @@ async fn sidecar_does_not_dial_its_own_listeners() {
     let world = World::start().await;
     for addr in [world.sidecar.proxy(), world.sidecar.admin()] {
         let (response, _) = world.connect(&addr.to_string()).await;
-        assert_eq!(
-            (response.status, response.code().as_str()),
-            (403, "target_not_allowed")
-        );
+        assert_eq!((response.status, response.code().as_str()), (403, "target_not_allowed"));
     }
 }
 
@@ -600,9 +475,7 @@ async fn refused_connect_leaves_the_connection_usable_or_closed() {
     let (response, mut wire) = world.connect("127.0.0.1:9").await;
     assert_eq!(response.status, 403);
     let next = wire
-        .try_send(format!(
-            "GET http://{API}/web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n\r\n"
-        ))
+        .try_send(format!("GET http://{API}/web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n\r\n"))
         .await;
     if next.is_ok()
         && let Ok(response) = wire.try_response("GET").await
@@ -618,19 +491,9 @@ async fn allowed_target_that_does_not_listen_is_502() {
     drop(listener);
     let world = World::with(&[("ALLOW_HOSTS", "127.0.0.0/8")]).await;
     let (response, _) = world.connect(&addr.to_string()).await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (502, "upstream_unreachable")
-    );
-    let response = world
-        .raw(format!(
-            "GET http://{addr}/ HTTP/1.1\r\nHost: {addr}\r\n\r\n"
-        ))
-        .await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (502, "upstream_unreachable")
-    );
+    assert_eq!((response.status, response.code().as_str()), (502, "upstream_unreachable"));
+    let response = world.raw(format!("GET http://{addr}/ HTTP/1.1\r\nHost: {addr}\r\n\r\n")).await;
+    assert_eq!((response.status, response.code().as_str()), (502, "upstream_unreachable"));
 }
 
 #[tokio::test]

@@ -21,15 +21,9 @@ async fn a_full_life(format: &str) -> (World, Vec<String>) {
     world.tokens.accept(&personal);
     for way in Way::ALL {
         let request = Request::get("/web/api/v2/x")
-            .field(
-                "Cookie",
-                "a=cookie-of-the-client-77; access-token=Bearer%20stale",
-            )
+            .field("Cookie", "a=cookie-of-the-client-77; access-token=Bearer%20stale")
             .field("Proxy-Authorization", "Basic cHJveHktcGFzc3dvcmQ=")
-            .field(
-                "Authorization",
-                &format!("Bearer {}", Jwt::anonymous().issued_ago(9).make()),
-            );
+            .field("Authorization", &format!("Bearer {}", Jwt::anonymous().issued_ago(9).make()));
         assert_eq!(world.call(way, &request).await.status, 200);
         let request =
             Request::get("/web/api/v2/x").field("Authorization", &format!("Bearer {personal}"));
@@ -37,14 +31,8 @@ async fn a_full_life(format: &str) -> (World, Vec<String>) {
     }
     world.kill_token();
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
-    world
-        .redis()
-        .becomes("chitai_gorod_token", &world.tokens.latest())
-        .await;
-    world.solver.set(Mode::Cookie(format!(
-        "Bearer%20{}",
-        Jwt::anonymous().make()
-    )));
+    world.redis().becomes("chitai_gorod_token", &world.tokens.latest()).await;
+    world.solver.set(Mode::Cookie(format!("Bearer%20{}", Jwt::anonymous().make())));
     world.origin.close_doors();
     world.kill_token();
     assert_eq!(world.get("/web/api/v2/x").await.status, 401);
@@ -76,10 +64,7 @@ async fn trace_log_in_json_holds_no_secret() {
     let (world, secrets) = a_full_life("json").await;
     let log = world.sidecar.log();
     check_hides(&log, &secrets);
-    assert!(
-        log.contains(&fingerprint(&world.token)),
-        "a token shows as its fingerprint"
-    );
+    assert!(log.contains(&fingerprint(&world.token)), "a token shows as its fingerprint");
     assert!(log.contains("TRACE") || log.contains("DEBUG"));
 }
 
@@ -99,11 +84,7 @@ async fn trace_log_as_text_holds_no_secret() {
     let said = crate::support::sidecar::stdout(&output) + &crate::support::sidecar::stderr(&output);
     assert!(output.status.success(), "{said}");
     let mut secrets = stage.tokens.issued();
-    secrets.extend([
-        password.to_owned(),
-        "session-cookie".to_owned(),
-        "eyJhbGciOi".to_owned(),
-    ]);
+    secrets.extend([password.to_owned(), "session-cookie".to_owned(), "eyJhbGciOi".to_owned()]);
     check_hides(&said, &secrets);
     drop(redis);
 }
@@ -115,10 +96,7 @@ async fn error_about_a_url_hides_its_password() {
     let output = stage.run(&["run"]).await;
     let said = crate::support::sidecar::stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(
-        said.contains("REDIS_URL") && !said.contains("url-password-99"),
-        "{said}"
-    );
+    assert!(said.contains("REDIS_URL") && !said.contains("url-password-99"), "{said}");
 }
 
 #[tokio::test]
@@ -137,30 +115,17 @@ async fn one_info_line_per_refresh_and_debug_per_request() {
         };
         world.sidecar.events().iter().filter(about).count()
     };
-    let before = world
-        .sidecar
-        .events()
-        .iter()
-        .filter(|event| event["level"] == "INFO")
-        .count();
+    let before = world.sidecar.events().iter().filter(|event| event["level"] == "INFO").count();
     for _ in 0..5 {
         assert_eq!(world.get("/web/api/v2/x").await.status, 200);
     }
-    let after = world
-        .sidecar
-        .events()
-        .iter()
-        .filter(|event| event["level"] == "INFO")
-        .count();
+    let after = world.sidecar.events().iter().filter(|event| event["level"] == "INFO").count();
     assert_eq!(before, after, "requests are not INFO");
     until("requests at DEBUG", async || count("DEBUG", API) >= 5).await;
     world.kill_token();
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
     let fresh = fingerprint(&world.tokens.latest());
-    until("the refresh in the log", async || {
-        count("INFO", &fresh) >= 1
-    })
-    .await;
+    until("the refresh in the log", async || count("INFO", &fresh) >= 1).await;
     assert_eq!(count("INFO", &fresh), 1);
 }
 
@@ -170,9 +135,6 @@ async fn log_at_info_has_no_query_of_a_client() {
     stage.set("RUST_LOG", "info");
     let world = stage.start().await;
     world.kill_token();
-    assert_eq!(
-        world.get("/web/api/v2/x?phone=79990000000").await.status,
-        200
-    );
+    assert_eq!(world.get("/web/api/v2/x?phone=79990000000").await.status, 200);
     assert!(!world.sidecar.log().contains("79990000000"));
 }

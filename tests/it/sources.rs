@@ -23,10 +23,7 @@ async fn dying(mode: Mode, prepare: impl FnOnce(&mut Stage)) -> World {
 }
 
 async fn source(world: &World) -> String {
-    world.sidecar.status().await["token"]["source"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned()
+    world.sidecar.status().await["token"]["source"].as_str().unwrap_or_default().to_owned()
 }
 
 #[tokio::test]
@@ -63,26 +60,12 @@ async fn check_hands_over(mode: Mode) {
     let start = Instant::now();
     let response = world.get(PATH).await;
     assert_eq!(response.status, 200, "{mode:?}: {response:?}");
-    assert!(
-        start.elapsed() < Duration::from_secs(7),
-        "{mode:?}: {:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(7), "{mode:?}: {:?}", start.elapsed());
     assert_eq!(source(&world).await, "direct", "{mode:?}");
     assert!(
-        world
-            .sidecar
-            .metric("sidecar_refreshes_total", &["flaresolverr", "failed"])
-            .await
-            >= 1.0
+        world.sidecar.metric("sidecar_refreshes_total", &["flaresolverr", "failed"]).await >= 1.0
     );
-    assert!(
-        world
-            .sidecar
-            .metric("sidecar_refreshes_total", &["direct", "ok"])
-            .await
-            >= 1.0
-    );
+    assert!(world.sidecar.metric("sidecar_refreshes_total", &["direct", "ok"]).await >= 1.0);
 }
 
 #[tokio::test]
@@ -175,13 +158,7 @@ async fn every_form_of_the_cookie_is_understood() {
         assert_eq!(world.get(PATH).await.status, 200, "{form}");
         let token = world.tokens.latest();
         assert_eq!(
-            world
-                .origin
-                .requests()
-                .last()
-                .unwrap()
-                .head
-                .values("authorization"),
+            world.origin.requests().last().unwrap().head.values("authorization"),
             [format!("Bearer {token}")]
         );
     }
@@ -218,11 +195,7 @@ async fn second_name_of_the_cookie_is_looked_for_too() {
 
 #[tokio::test]
 async fn name_of_the_cookie_is_a_setting() {
-    let cookies = vec![(
-        "shop-token".to_owned(),
-        "/".to_owned(),
-        "Bearer%20{}".to_owned(),
-    )];
+    let cookies = vec![("shop-token".to_owned(), "/".to_owned(), "Bearer%20{}".to_owned())];
     let world = dying(Mode::Cookies(cookies), |stage| {
         stage.set("TOKEN_SOURCES", "flaresolverr");
         stage.set("TOKEN_COOKIE", "shop-token");
@@ -237,15 +210,8 @@ async fn wedged_solver_costs_only_the_patience_where_the_door_is_open() {
     let start = Instant::now();
     let response = world.get(PATH).await;
     assert_eq!(response.status, 200, "{response:?}");
-    assert!(
-        start.elapsed() >= Duration::from_millis(400),
-        "the first source has its patience"
-    );
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() >= Duration::from_millis(400), "the first source has its patience");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(source(&world).await, "direct");
     assert_eq!(world.solver.solves(), 1);
 }
@@ -259,10 +225,7 @@ async fn wedged_solver_with_the_door_closed_ends_in_the_hold_timeout() {
     })
     .await;
     let response = world.get(PATH).await;
-    assert_eq!(
-        (response.status, response.code().as_str()),
-        (503, "hold_timeout")
-    );
+    assert_eq!((response.status, response.code().as_str()), (503, "hold_timeout"));
     assert_eq!(world.solver.solves(), 1);
     assert_eq!(world.get(PATH).await.status, 503);
     assert_eq!(world.solver.most_at_once(), 1);
@@ -279,12 +242,7 @@ async fn late_reply_of_the_solver_is_still_used() {
     .await;
     assert_eq!(world.get(PATH).await.status, 503);
     world.solver.resume();
-    world
-        .sidecar
-        .status_where("the late token", |status| {
-            status["token"]["generation"] == 2
-        })
-        .await;
+    world.sidecar.status_where("the late token", |status| status["token"]["generation"] == 2).await;
     assert_eq!(source(&world).await, "flaresolverr");
     assert_eq!(world.get(PATH).await.status, 200);
     assert_eq!(world.solver.solves(), 1);
@@ -312,10 +270,7 @@ async fn never_two_solves_at_once() {
 async fn without_a_solver_the_anonymous_door_is_the_default() {
     let world = dying(Mode::Solves, |stage| stage.unset("FLARESOLVERR_URL")).await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        (source(&world).await.as_str(), world.solver.solves()),
-        ("direct", 0)
-    );
+    assert_eq!((source(&world).await.as_str(), world.solver.solves()), ("direct", 0));
     assert_eq!(world.origin.door_knocks(), 1);
 }
 
@@ -326,17 +281,11 @@ async fn sources_are_asked_in_the_order_of_the_setting() {
     })
     .await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        (source(&world).await.as_str(), world.solver.solves()),
-        ("direct", 0)
-    );
+    assert_eq!((source(&world).await.as_str(), world.solver.solves()), ("direct", 0));
     world.origin.close_doors();
     world.kill_token();
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        (source(&world).await.as_str(), world.solver.solves()),
-        ("flaresolverr", 1)
-    );
+    assert_eq!((source(&world).await.as_str(), world.solver.solves()), ("flaresolverr", 1));
 }
 
 #[tokio::test]
@@ -372,24 +321,14 @@ async fn verifier_asks_as_the_shops_own_page_does() {
     assert_eq!(world.get(PATH).await.status, 200);
     let of_candidate = world.tokens.latest();
     let asked = world.origin.verifications();
-    let asked = asked
-        .iter()
-        .find(|request| request.token() == Some(&of_candidate))
-        .unwrap();
+    let asked = asked.iter().find(|request| request.token() == Some(&of_candidate)).unwrap();
     assert_eq!(asked.method(), "GET");
-    for (name, value) in [
-        ("initial-feature", "index"),
-        ("platform", "desktop"),
-        ("shop-brand", "chitaiGorod"),
-    ] {
+    for (name, value) in
+        [("initial-feature", "index"), ("platform", "desktop"), ("shop-brand", "chitaiGorod")]
+    {
         assert_eq!(asked.head.values(name), [value]);
     }
-    assert!(
-        asked
-            .head
-            .value("user-agent")
-            .is_some_and(|agent| agent.starts_with("Mozilla/5.0"))
-    );
+    assert!(asked.head.value("user-agent").is_some_and(|agent| agent.starts_with("Mozilla/5.0")));
     assert_eq!(asked.head.value("user-id").map(str::len), Some(36));
     let target = asked.target();
     let target = target.replace("%5B", "[").replace("%5D", "]");
@@ -409,17 +348,8 @@ async fn bad_candidate_is_never_published() {
     let response = world.get(PATH).await;
     assert_eq!(response.status, 401);
     assert!(world.origin.verifications_of(&bad) >= 1);
-    assert!(
-        world
-            .origin
-            .requests()
-            .iter()
-            .all(|request| request.token() != Some(&bad))
-    );
-    assert_ne!(
-        world.sidecar.status().await["token"]["fingerprint"],
-        fingerprint(&bad)
-    );
+    assert!(world.origin.requests().iter().all(|request| request.token() != Some(&bad)));
+    assert_ne!(world.sidecar.status().await["token"]["fingerprint"], fingerprint(&bad));
 }
 
 #[tokio::test]
@@ -437,24 +367,16 @@ async fn unverifiable_candidate_is_published_and_saved_once_an_answer_confirms_i
     stage.without_token();
     stage.origin.set_verification(Verification::WithToken(500));
     let world = stage.launch().await;
-    let status = world
-        .sidecar
-        .status_where("a token", |status| status["token"]["generation"] == 1)
-        .await;
+    let status =
+        world.sidecar.status_where("a token", |status| status["token"]["generation"] == 1).await;
     assert_eq!(status["token"]["verified"], false);
     let token = world.tokens.latest();
-    assert_eq!(
-        world.redis().get("chitai_gorod_token").await,
-        None,
-        "not before it is confirmed"
-    );
+    assert_eq!(world.redis().get("chitai_gorod_token").await, None, "not before it is confirmed");
     assert!(!world.read_env_file().contains(&token));
     assert_eq!(world.get(PATH).await.status, 200);
     world
         .sidecar
-        .status_where("it to count as verified", |status| {
-            status["token"]["verified"] == true
-        })
+        .status_where("it to count as verified", |status| status["token"]["verified"] == true)
         .await;
     world.redis().becomes("chitai_gorod_token", &token).await;
     world.saved(&token).await;
@@ -467,24 +389,14 @@ async fn verifier_that_cannot_tell_is_found_out_and_not_asked() {
     let world = stage.start().await;
     world
         .sidecar
-        .status_where("the calibration", |status| {
-            status["verifier"]["trusted"] == false
-        })
+        .status_where("the calibration", |status| status["verifier"]["trusted"] == false)
         .await;
     until("the metric", async || {
-        world
-            .sidecar
-            .metrics()
-            .await
-            .contains("sidecar_verifier_trusted 0")
+        world.sidecar.metrics().await.contains("sidecar_verifier_trusted 0")
     })
     .await;
     assert!(
-        world
-            .sidecar
-            .events()
-            .iter()
-            .any(|event| event["level"] == "WARN"),
+        world.sidecar.events().iter().any(|event| event["level"] == "WARN"),
         "a warning says so"
     );
     // It would have excused this refusal.
@@ -498,17 +410,9 @@ async fn verifier_that_can_tell_is_trusted() {
     let world = World::start().await;
     world
         .sidecar
-        .status_where("the calibration", |status| {
-            status["verifier"]["trusted"] == true
-        })
+        .status_where("the calibration", |status| status["verifier"]["trusted"] == true)
         .await;
-    assert!(
-        world
-            .sidecar
-            .metrics()
-            .await
-            .contains("sidecar_verifier_trusted 1")
-    );
+    assert!(world.sidecar.metrics().await.contains("sidecar_verifier_trusted 1"));
     assert!(
         world
             .origin
@@ -528,22 +432,14 @@ async fn token_is_renewed_on_schedule_while_the_old_one_serves() {
     let world = stage.start().await;
     world.solver.asked(1).await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests()[0].token(),
-        Some(world.token.as_str())
-    );
+    assert_eq!(world.origin.requests()[0].token(), Some(world.token.as_str()));
     world.solver.resume();
     world
         .sidecar
-        .status_where("the new token", |status| {
-            status["token"]["generation"].as_u64() >= Some(2)
-        })
+        .status_where("the new token", |status| status["token"]["generation"].as_u64() >= Some(2))
         .await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_ne!(
-        world.origin.requests()[1].token(),
-        Some(world.token.as_str())
-    );
+    assert_ne!(world.origin.requests()[1].token(), Some(world.token.as_str()));
     assert!(world.origin.requests().len() == 2, "no refusal was needed");
 }
 
@@ -556,19 +452,9 @@ async fn token_is_renewed_before_it_expires() {
     stage.set("TOKEN_SOURCES", "flaresolverr");
     let world = stage.start().await;
     let start = Instant::now();
-    world
-        .sidecar
-        .status_where("the new token", |status| status["token"]["generation"] == 2)
-        .await;
-    assert!(
-        start.elapsed() < Duration::from_millis(4900),
-        "{:?}",
-        start.elapsed()
-    );
-    assert!(
-        world.origin.requests().is_empty(),
-        "nobody had to be refused for it"
-    );
+    world.sidecar.status_where("the new token", |status| status["token"]["generation"] == 2).await;
+    assert!(start.elapsed() < Duration::from_millis(4900), "{:?}", start.elapsed());
+    assert!(world.origin.requests().is_empty(), "nobody had to be refused for it");
 }
 
 #[tokio::test]
@@ -579,10 +465,5 @@ async fn upstream_clock_corrects_ours() {
     stage.origin.set_date(&httpdate::fmt_http_date(ahead));
     stage.origin.set_verification(Verification::WithToken(503));
     let world = stage.launch().await;
-    world
-        .sidecar
-        .status_where("a run for the expired token", |_| {
-            world.solver.solves() >= 1
-        })
-        .await;
+    world.sidecar.status_where("a run for the expired token", |_| world.solver.solves() >= 1).await;
 }

@@ -29,11 +29,9 @@ async fn renew(world: &World) -> String {
 
 async fn current(world: &World, token: &str) {
     let expected = fingerprint(token);
-    until_within(
-        Duration::from_secs(35),
-        "the token to be adopted",
-        async || world.sidecar.status().await["token"]["fingerprint"] == expected.as_str(),
-    )
+    until_within(Duration::from_secs(35), "the token to be adopted", async || {
+        world.sidecar.status().await["token"]["fingerprint"] == expected.as_str()
+    })
     .await;
 }
 
@@ -47,10 +45,7 @@ async fn redis_gets_both_keys_with_their_ttl() {
     let cookies: Value =
         serde_json::from_str(&world.redis().get(COOKIES_KEY).await.unwrap()).unwrap();
     assert_eq!(cookies["access-token"], format!("Bearer%20{token}"));
-    assert_eq!(
-        cookies["tid"], "session-cookie",
-        "all the solver's cookies are there"
-    );
+    assert_eq!(cookies["tid"], "session-cookie", "all the solver's cookies are there");
     for key in [TOKEN_KEY, COOKIES_KEY] {
         let ttl = world.redis().ttl(key).await;
         assert!((86_000..=86_400).contains(&ttl), "{key}: {ttl}");
@@ -95,11 +90,7 @@ async fn redis_holds_metadata_without_a_secret() {
     let world = with_redis().await.start().await;
     let token = renew(&world).await;
     world.redis().becomes(TOKEN_KEY, &token).await;
-    let meta = world
-        .redis()
-        .get("{chitai_gorod_token}:meta")
-        .await
-        .expect("metadata");
+    let meta = world.redis().get("{chitai_gorod_token}:meta").await.expect("metadata");
     let meta: Value = serde_json::from_str(&meta).unwrap();
     assert!(meta.to_string().contains(&fingerprint(&token)), "{meta}");
     assert!(!meta.to_string().contains(&token));
@@ -125,22 +116,12 @@ async fn redis_that_is_down_at_the_start_delays_and_fails_nothing() {
     stage.redis_mut().kill();
     let start = tokio::time::Instant::now();
     let mut world = stage.start().await;
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(world.get(PATH).await.status, 200);
     let token = renew(&world).await;
     world.redis_mut().restart().await;
     world.redis().becomes(TOKEN_KEY, &token).await;
-    assert!(
-        world
-            .sidecar
-            .metric("sidecar_store_errors_total", &["redis"])
-            .await
-            >= 1.0
-    );
+    assert!(world.sidecar.metric("sidecar_store_errors_total", &["redis"]).await >= 1.0);
 }
 
 #[tokio::test]
@@ -149,11 +130,7 @@ async fn redis_that_is_frozen_delays_no_answer() {
     world.redis().freeze();
     let start = tokio::time::Instant::now();
     let token = renew(&world).await;
-    assert!(
-        start.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     world.redis().thaw();
     world.redis().becomes(TOKEN_KEY, &token).await;
 }
@@ -164,11 +141,7 @@ async fn redis_that_is_frozen_at_the_start_delays_little() {
     stage.redis().freeze();
     let start = tokio::time::Instant::now();
     let world = stage.start().await;
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(world.get(PATH).await.status, 200);
     world.redis().thaw();
 }
@@ -206,10 +179,7 @@ async fn foreign_token_that_is_good_is_adopted_and_the_cookies_brought_in_step()
     let status = world.sidecar.status().await;
     assert_eq!(status["token"]["source"], "redis");
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests().last().unwrap().token(),
-        Some(foreign.as_str())
-    );
+    assert_eq!(world.origin.requests().last().unwrap().token(), Some(foreign.as_str()));
     until("the cookies key to be in step", async || {
         let cookies = world.redis().get(COOKIES_KEY).await.unwrap_or_default();
         cookies.contains(&foreign)
@@ -225,24 +195,13 @@ async fn foreign_token_that_is_bad_is_not_adopted() {
     world.redis().becomes(TOKEN_KEY, &ours).await;
     let bad = Jwt::anonymous().make();
     world.redis().set(TOKEN_KEY, &bad).await;
-    until_within(
-        Duration::from_secs(35),
-        "the foreign token to be judged",
-        async || world.origin.verifications_of(&bad) > 0,
-    )
+    until_within(Duration::from_secs(35), "the foreign token to be judged", async || {
+        world.origin.verifications_of(&bad) > 0
+    })
     .await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.sidecar.status().await["token"]["fingerprint"],
-        fingerprint(&ours)
-    );
-    assert!(
-        world
-            .origin
-            .requests()
-            .iter()
-            .all(|request| request.token() != Some(&bad))
-    );
+    assert_eq!(world.sidecar.status().await["token"]["fingerprint"], fingerprint(&ours));
+    assert!(world.origin.requests().iter().all(|request| request.token() != Some(&bad)));
 }
 
 #[tokio::test]
@@ -252,10 +211,7 @@ async fn foreign_value_that_is_no_token_is_ignored() {
         stage.redis().set(TOKEN_KEY, value).await;
         let world = stage.start().await;
         assert_eq!(world.get(PATH).await.status, 200, "{value:?}");
-        assert_eq!(
-            world.origin.requests()[0].token(),
-            Some(world.token.as_str())
-        );
+        assert_eq!(world.origin.requests()[0].token(), Some(world.token.as_str()));
     }
 }
 
@@ -266,13 +222,7 @@ async fn keys_that_disagree_count_by_the_token_key() {
     let right = stage.tokens.issue();
     let wrong = Jwt::anonymous().make();
     stage.redis().set(TOKEN_KEY, &right).await;
-    stage
-        .redis()
-        .set(
-            COOKIES_KEY,
-            &format!(r#"{{"access-token":"Bearer%20{wrong}"}}"#),
-        )
-        .await;
+    stage.redis().set(COOKIES_KEY, &format!(r#"{{"access-token":"Bearer%20{wrong}"}}"#)).await;
     let world = stage.start().await;
     assert_eq!(world.get(PATH).await.status, 200);
     assert_eq!(world.origin.requests()[0].token(), Some(right.as_str()));
@@ -297,11 +247,7 @@ async fn start_takes_the_newest_of_redis_and_the_file() {
         let stage = with_redis().await;
         let older = Jwt::anonymous().issued_ago(600).make();
         let newer = Jwt::anonymous().issued_ago(10).make();
-        let (in_redis, in_file) = if redis_is_newer {
-            (&newer, &older)
-        } else {
-            (&older, &newer)
-        };
+        let (in_redis, in_file) = if redis_is_newer { (&newer, &older) } else { (&older, &newer) };
         stage.tokens.accept(&older);
         stage.tokens.accept(&newer);
         stage.redis().set(TOKEN_KEY, in_redis).await;
@@ -310,14 +256,9 @@ async fn start_takes_the_newest_of_redis_and_the_file() {
         let expected = fingerprint(&newer);
         let status = world
             .sidecar
-            .status_where("the newest", |status| {
-                status["token"]["fingerprint"] == expected
-            })
+            .status_where("the newest", |status| status["token"]["fingerprint"] == expected)
             .await;
-        assert_eq!(
-            status["token"]["source"],
-            if redis_is_newer { "redis" } else { "env_file" }
-        );
+        assert_eq!(status["token"]["source"], if redis_is_newer { "redis" } else { "env_file" });
         assert_eq!(world.get(PATH).await.status, 200);
         assert_eq!(world.solver.solves(), 0);
     }
@@ -333,10 +274,7 @@ async fn restart_continues_with_the_token_in_redis() {
     stage.without_token();
     let world = stage.start().await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests().last().unwrap().token(),
-        Some(token.as_str())
-    );
+    assert_eq!(world.origin.requests().last().unwrap().token(), Some(token.as_str()));
     assert_eq!(world.solver.solves(), 1, "the one before the restart");
     assert_eq!(world.sidecar.status().await["token"]["source"], "redis");
 }
@@ -348,10 +286,7 @@ async fn restart_continues_with_the_token_in_the_file() {
     world.saved(&token).await;
     let world = world.stop().start().await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests().last().unwrap().token(),
-        Some(token.as_str())
-    );
+    assert_eq!(world.origin.requests().last().unwrap().token(), Some(token.as_str()));
     assert_eq!(world.solver.solves(), 1, "the one before the restart");
     assert_eq!(world.sidecar.status().await["token"]["source"], "env_file");
 }
@@ -365,10 +300,7 @@ async fn start_takes_the_token_of_the_environment_last() {
     let world = stage.start().await;
     assert_eq!(world.get(PATH).await.status, 200);
     assert_eq!(world.origin.requests()[0].token(), Some(token.as_str()));
-    assert_eq!(
-        world.sidecar.status().await["token"]["source"],
-        "environment"
-    );
+    assert_eq!(world.sidecar.status().await["token"]["source"], "environment");
 }
 
 #[tokio::test]
@@ -378,10 +310,7 @@ async fn token_of_the_environment_yields_to_the_file() {
     stage.set("CHITAI_GOROD_BEARER_TOKEN", newer);
     let world = stage.start().await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests()[0].token(),
-        Some(world.token.as_str())
-    );
+    assert_eq!(world.origin.requests()[0].token(), Some(world.token.as_str()));
 }
 
 #[tokio::test]
@@ -421,46 +350,26 @@ async fn env_file_keeps_other_lines_comments_and_mode() {
     world.saved(&token).await;
     let after = world.read_env_file();
     let kept = |text: &str| -> Vec<String> {
-        text.lines()
-            .filter(|line| !line.contains("BEARER_TOKEN"))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| !line.contains("BEARER_TOKEN")).map(str::to_owned).collect()
     };
     assert_eq!(kept(&after), kept(&before));
     assert_eq!(after.matches("CHITAI_GOROD_BEARER_TOKEN=").count(), 1);
-    assert!(
-        after.contains(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{token}\"")),
-        "{after}"
-    );
-    let mode = std::fs::metadata(world.env_file())
-        .unwrap()
-        .permissions()
-        .mode();
+    assert!(after.contains(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{token}\"")), "{after}");
+    let mode = std::fs::metadata(world.env_file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
     assert_eq!(leftovers(&world), Vec::<String>::new());
 }
 
 /// Files beside the env file that a writer left behind.
 fn leftovers(stage: &Stage) -> Vec<String> {
-    let names = std::fs::read_dir(stage.dir())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name());
+    let names = std::fs::read_dir(stage.dir()).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.to_string_lossy().into_owned());
-    names
-        .filter(|name| name.contains("shop.env") && name.contains("tmp"))
-        .collect()
+    names.filter(|name| name.contains("shop.env") && name.contains("tmp")).collect()
 }
 
 #[tokio::test]
 async fn env_file_forms_of_the_line_are_all_read() {
-    for form in [
-        "T",
-        "\"T\"",
-        "'T'",
-        "\"Bearer T\"",
-        "Bearer%20T",
-        "Bearer T",
-    ] {
+    for form in ["T", "\"T\"", "'T'", "\"Bearer T\"", "Bearer%20T", "Bearer T"] {
         let stage = Stage::new().await;
         let line = form.replace('T', &stage.token);
         stage.write_env_file(&format!("CHITAI_GOROD_BEARER_TOKEN={line}\n"));
@@ -477,10 +386,7 @@ async fn env_file_that_is_absent_is_created_for_the_owner_alone() {
     let world = stage.start().await;
     let token = world.tokens.latest();
     world.saved(&token).await;
-    let mode = std::fs::metadata(world.env_file())
-        .unwrap()
-        .permissions()
-        .mode();
+    let mode = std::fs::metadata(world.env_file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
 
@@ -506,16 +412,11 @@ async fn env_file_in_the_working_folder_is_read_and_written_by_default() {
     std::fs::rename(stage.env_file(), stage.path(".env")).unwrap();
     let world = stage.start().await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.origin.requests()[0].token(),
-        Some(world.token.as_str())
-    );
+    assert_eq!(world.origin.requests()[0].token(), Some(world.token.as_str()));
     let token = renew(&world).await;
     let file = world.path(".env");
-    until("it to be written", async || {
-        std::fs::read_to_string(&file).unwrap().contains(&token)
-    })
-    .await;
+    until("it to be written", async || std::fs::read_to_string(&file).unwrap().contains(&token))
+        .await;
 }
 
 #[tokio::test]
@@ -529,19 +430,10 @@ async fn env_file_folder_that_is_not_writable_is_warned_of_once() {
     for _ in 0..3 {
         renew(&world).await;
     }
-    until("a warning", async || {
-        warnings_of(&world.sidecar, "taken") > 0
-    })
-    .await;
+    until("a warning", async || warnings_of(&world.sidecar, "taken") > 0).await;
     renew(&world).await;
     assert_eq!(warnings_of(&world.sidecar, "taken"), 1);
-    assert!(
-        world
-            .sidecar
-            .metric("sidecar_store_errors_total", &["env_file"])
-            .await
-            >= 1.0
-    );
+    assert!(world.sidecar.metric("sidecar_store_errors_total", &["env_file"]).await >= 1.0);
 }
 
 fn warnings_of(sidecar: &Sidecar, word: &str) -> usize {
@@ -563,18 +455,10 @@ async fn env_file_that_is_a_bind_mount_is_written_in_place() {
     })
     .await;
     let text = std::fs::read_to_string(&source).unwrap();
-    assert_eq!(
-        text.matches("CHITAI_GOROD_BEARER_TOKEN=").count(),
-        1,
-        "{text}"
-    );
+    assert_eq!(text.matches("CHITAI_GOROD_BEARER_TOKEN=").count(), 1, "{text}");
     let world = world.stop().start().await;
     assert_eq!(world.get(PATH).await.status, 200);
-    assert_eq!(
-        world.solver.solves(),
-        1,
-        "the restart reads what was written"
-    );
+    assert_eq!(world.solver.solves(), 1, "the restart reads what was written");
 }
 
 #[tokio::test]
@@ -596,10 +480,7 @@ async fn env_file_on_a_read_only_mount_is_read_and_warned_of_once() {
     for _ in 0..3 {
         renew(&world).await;
     }
-    until("a warning", async || {
-        warnings_of(&world.sidecar, "shop.env") > 0
-    })
-    .await;
+    until("a warning", async || warnings_of(&world.sidecar, "shop.env") > 0).await;
     assert_eq!(warnings_of(&world.sidecar, "shop.env"), 1);
     assert!(world.read_env_file().contains(&world.token));
 }
@@ -609,20 +490,13 @@ struct Mount(std::path::PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(&self.0)
-            .status();
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 /// Mounts `source` over `target`; `None`, with a word about it, where that is not allowed.
 fn mount(how: &str, source: &std::path::Path, target: &std::path::Path) -> Option<Mount> {
-    let done = std::process::Command::new("mount")
-        .arg(how)
-        .arg(source)
-        .arg(target)
-        .output();
+    let done = std::process::Command::new("mount").arg(how).arg(source).arg(target).output();
     if done.is_ok_and(|output| output.status.success()) {
         return Some(Mount(target.to_owned()));
     }
@@ -635,10 +509,8 @@ async fn env_file_written_a_thousand_times_under_kill_9_is_never_torn() {
     let mut stage = Stage::new().await;
     stage.unset("FLARESOLVERR_URL");
     let filler = "OTHER=a value of another program\n".repeat(200);
-    stage.write_env_file(&format!(
-        "{filler}CHITAI_GOROD_BEARER_TOKEN=\"{}\"\n# end\n",
-        stage.token
-    ));
+    stage
+        .write_env_file(&format!("{filler}CHITAI_GOROD_BEARER_TOKEN=\"{}\"\n# end\n", stage.token));
     let file = stage.env_file();
     let whole = move || {
         let text = std::fs::read_to_string(&file).unwrap();
@@ -665,8 +537,7 @@ async fn env_file_written_a_thousand_times_under_kill_9_is_never_torn() {
         };
         storm.await;
         let mut wire = crate::support::http::Wire::connect(sidecar.admin()).await;
-        wire.send("POST /refresh HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-            .await;
+        wire.send("POST /refresh HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").await;
         tokio::time::sleep(Duration::from_micros(fastrand::u64(0..8000))).await;
         sidecar.kill();
         writes.insert(whole());

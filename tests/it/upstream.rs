@@ -28,10 +28,7 @@ async fn connections_are_used_again() {
     let world = World::with(&[("WORKERS", "1")]).await;
     let before = world.origin.connections();
     for number in 0..20 {
-        assert_eq!(
-            world.get(&format!("/web/api/v2/{number}")).await.status,
-            200
-        );
+        assert_eq!(world.get(&format!("/web/api/v2/{number}")).await.status, 200);
     }
     assert!(
         world.origin.connections() - before <= 1,
@@ -51,12 +48,8 @@ async fn pooled_connection_that_the_shop_has_closed_costs_nothing() {
         }
         world.origin.drop_idle_connections().await;
     }
-    let mut targets: Vec<String> = world
-        .origin
-        .requests()
-        .iter()
-        .map(|request| request.target().to_owned())
-        .collect();
+    let mut targets: Vec<String> =
+        world.origin.requests().iter().map(|request| request.target().to_owned()).collect();
     let count = targets.len();
     targets.sort();
     targets.dedup();
@@ -67,12 +60,8 @@ async fn pooled_connection_that_the_shop_has_closed_costs_nothing() {
 async fn request_that_a_connection_took_is_not_sent_again() {
     let world = World::start().await;
     assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
-    let response = world
-        .call(
-            Way::AbsoluteHttp,
-            &Request::post("/web/api/v2/reset", "order"),
-        )
-        .await;
+    let response =
+        world.call(Way::AbsoluteHttp, &Request::post("/web/api/v2/reset", "order")).await;
     assert_eq!(response.status, 502, "{response:?}");
     assert_eq!(world.origin.requests_for("/web/api/v2/reset").len(), 1);
 }
@@ -84,21 +73,12 @@ async fn connections_per_origin_are_capped_and_the_rest_queues() {
     let world = stage.start().await;
     let calls = (0..24).map(|number| {
         let world = &world;
-        async move {
-            world
-                .get(&format!("/web/api/v2/slow/50?{number}"))
-                .await
-                .status
-        }
+        async move { world.get(&format!("/web/api/v2/slow/50?{number}")).await.status }
     });
     let statuses = join_all(calls).await;
     assert!(statuses.iter().all(|&status| status == 200), "{statuses:?}");
     // One more may be the verifier's own.
-    assert!(
-        world.origin.most_connections() <= 5,
-        "{}",
-        world.origin.most_connections()
-    );
+    assert!(world.origin.most_connections() <= 5, "{}", world.origin.most_connections());
 }
 
 #[tokio::test]
@@ -140,10 +120,7 @@ async fn long_answer_is_not_cut_by_the_upstream_timeout() {
     session.wire.response_head().await.unwrap();
     // The head was in time; what is read late still comes.
     tokio::time::sleep(std::time::Duration::from_millis(700)).await;
-    assert_eq!(
-        session.wire.exactly(8_000_000).await.unwrap().len(),
-        8_000_000
-    );
+    assert_eq!(session.wire.exactly(8_000_000).await.unwrap().len(), 8_000_000);
 }
 
 #[tokio::test]
@@ -163,10 +140,7 @@ async fn shop_that_takes_no_connection_is_given_up_after_the_connect_timeout() {
     // A listener that accepts TCP and never answers the TLS greeting.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut stage = Stage::new().await;
-    stage.set(
-        "CONNECT_TO",
-        format!("{API}:443={}", silent.local_addr().unwrap()),
-    );
+    stage.set("CONNECT_TO", format!("{API}:443={}", silent.local_addr().unwrap()));
     stage.set("CONNECT_TIMEOUT", "200ms");
     stage.set("TOKEN_SOURCES", "flaresolverr");
     let world = stage.launch().await;
@@ -227,11 +201,7 @@ async fn error_of_one_request_leaves_the_client_connection_usable() {
     let world = World::start().await;
     for way in Way::ALL {
         let mut session = world.open(way).await;
-        assert_eq!(
-            session.get("/web/api/v2/garbage").await.status,
-            502,
-            "{way:?}"
-        );
+        assert_eq!(session.get("/web/api/v2/garbage").await.status, 502, "{way:?}");
         assert_eq!(session.get("/web/api/v2/x").await.status, 200, "{way:?}");
     }
 }
@@ -250,18 +220,11 @@ async fn redirect_by_address_needs_no_name_server() {
     // `.test` names resolve nowhere: only `CONNECT_TO` can lead there.
     let mut stage = Stage::new().await;
     stage.set("API_ORIGINS", "https://other.test/web/api");
-    stage.set(
-        "VERIFY_URL",
-        "https://other.test/web/api/v2/search/product?phrase=python",
-    );
-    stage.set(
-        "CONNECT_TO",
-        format!("other.test:443=localhost:{}", stage.origin.addr().port()),
-    );
+    stage.set("VERIFY_URL", "https://other.test/web/api/v2/search/product?phrase=python");
+    stage.set("CONNECT_TO", format!("other.test:443=localhost:{}", stage.origin.addr().port()));
     let world = stage.start().await;
-    let response = world
-        .raw("GET https://other.test/web/api/v2/x HTTP/1.1\r\nHost: x\r\n\r\n")
-        .await;
+    let response =
+        world.raw("GET https://other.test/web/api/v2/x HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert_eq!(response.status, 200, "{response:?}");
 }
 
@@ -279,14 +242,8 @@ async fn name_that_does_not_resolve_is_502_or_refused() {
 #[tokio::test]
 async fn environment_proxies_of_the_sidecar_are_ignored() {
     let nobody = "http://127.0.0.1:9";
-    let variables = [
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ];
+    let variables =
+        ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"];
     let variables: Vec<(&str, &str)> = variables.iter().map(|&name| (name, nobody)).collect();
     let world = World::with(&variables).await;
     world.kill_token();

@@ -56,11 +56,7 @@ impl Way {
     }
 
     fn host(self) -> &'static str {
-        if self == Self::Gateway {
-            "sidecar.test:8080"
-        } else {
-            API
-        }
+        if self == Self::Gateway { "sidecar.test:8080" } else { API }
     }
 }
 
@@ -184,26 +180,12 @@ impl World {
     /// What `CONNECT authority` gets, and the connection it came on.
     pub(crate) async fn connect(&self, authority: &str) -> (Response, Wire) {
         let mut wire = self.wire().await;
-        wire.send(format!(
-            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
-        ))
-        .await;
+        wire.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await;
         let (head, interim) = wire.response_head().await.unwrap();
         let status = head.word(1).parse().unwrap();
         let framing = super::http::Framing::of_response(&head, "CONNECT");
-        let body = if status == 200 {
-            Vec::new()
-        } else {
-            wire.body(framing).await.unwrap().bytes
-        };
-        let response = Response {
-            status,
-            head,
-            body,
-            trailers: Vec::new(),
-            interim,
-            framing,
-        };
+        let body = if status == 200 { Vec::new() } else { wire.body(framing).await.unwrap().bytes };
+        let response = Response { status, head, body, trailers: Vec::new(), interim, framing };
         (response, wire)
     }
 

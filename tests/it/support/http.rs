@@ -34,11 +34,7 @@ impl Head {
     /// The values of `name` in order.
     pub(crate) fn values(&self, name: &str) -> Vec<&str> {
         let same = |(key, _): &&(String, String)| key.eq_ignore_ascii_case(name);
-        self.fields
-            .iter()
-            .filter(same)
-            .map(|(_, value)| value.as_str())
-            .collect()
+        self.fields.iter().filter(same).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The first value of `name`.
@@ -57,8 +53,7 @@ impl Head {
     }
 
     fn length(&self) -> Option<usize> {
-        self.value("content-length")
-            .and_then(|value| value.parse().ok())
+        self.value("content-length").and_then(|value| value.parse().ok())
     }
 }
 
@@ -73,11 +68,7 @@ pub(crate) enum Framing {
 impl Framing {
     /// The framing of a request with this head.
     pub(crate) fn of_request(head: &Head) -> Self {
-        if head.is_chunked() {
-            Self::Chunked
-        } else {
-            Self::Length(head.length().unwrap_or(0))
-        }
+        if head.is_chunked() { Self::Chunked } else { Self::Length(head.length().unwrap_or(0)) }
     }
 
     /// The framing of the answer to a `method` request.
@@ -141,10 +132,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     pub(crate) fn new(io: impl Duplex + 'static) -> Self {
-        Self {
-            io: Box::new(io),
-            buffer: BytesMut::new(),
-        }
+        Self { io: Box::new(io), buffer: BytesMut::new() }
     }
 
     /// Opens a TCP connection.
@@ -156,11 +144,7 @@ impl Wire {
 
     /// The stream itself, for TLS on top. Nothing may have been read ahead.
     pub(crate) fn into_inner(self) -> Box<dyn Duplex> {
-        assert!(
-            self.buffer.is_empty(),
-            "bytes before the TLS handshake: {:?}",
-            self.buffer
-        );
+        assert!(self.buffer.is_empty(), "bytes before the TLS handshake: {:?}", self.buffer);
         self.io
     }
 
@@ -278,10 +262,7 @@ impl Wire {
         let mut interim = Vec::new();
         loop {
             let head = self.head().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-            let status: u16 = head
-                .word(1)
-                .parse()
-                .map_err(|_| io::ErrorKind::InvalidData)?;
+            let status: u16 = head.word(1).parse().map_err(|_| io::ErrorKind::InvalidData)?;
             if !(100..200).contains(&status) {
                 return Ok((head, interim));
             }
@@ -295,22 +276,10 @@ impl Wire {
             let (head, interim) = self.response_head().await?;
             let framing = Framing::of_response(&head, method);
             let Body { bytes, trailers } = self.body(framing).await?;
-            let status = head
-                .word(1)
-                .parse()
-                .map_err(|_| io::ErrorKind::InvalidData)?;
-            Ok(Response {
-                status,
-                head,
-                body: bytes,
-                trailers,
-                interim,
-                framing,
-            })
+            let status = head.word(1).parse().map_err(|_| io::ErrorKind::InvalidData)?;
+            Ok(Response { status, head, body: bytes, trailers, interim, framing })
         };
-        tokio::time::timeout(PATIENCE, read)
-            .await
-            .map_err(|_| io::ErrorKind::TimedOut)?
+        tokio::time::timeout(PATIENCE, read).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
     /// The answer to a `method` request.
@@ -345,9 +314,7 @@ pub(crate) fn head(start: &str, fields: &[(String, String)]) -> Vec<u8> {
         out.push_str("\r\n");
     }
     out.push_str("\r\n");
-    out.chars()
-        .map(|c| u8::try_from(u32::from(c)).expect("Latin-1 only"))
-        .collect()
+    out.chars().map(|c| u8::try_from(u32::from(c)).expect("Latin-1 only")).collect()
 }
 
 /// One chunk of a chunked body.

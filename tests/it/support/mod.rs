@@ -73,16 +73,8 @@ impl Stage {
         let solver = Solver::start(tokens.clone()).await;
         let token = tokens.issue();
         let dir = tempfile::tempdir().unwrap();
-        let mut stage = Self {
-            tokens,
-            ca,
-            origin,
-            solver,
-            redis: None,
-            token,
-            variables: Vec::new(),
-            dir,
-        };
+        let mut stage =
+            Self { tokens, ca, origin, solver, redis: None, token, variables: Vec::new(), dir };
         stage.write_variables();
         stage.write_env_file(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{}\"\n", stage.token));
         stage
@@ -93,12 +85,7 @@ impl Stage {
         std::fs::write(&ca_file, self.ca.pem()).unwrap();
         let port = self.origin.addr().port();
         let redirect = |host: &str| format!("{host}:443=127.0.0.1:{port}");
-        let redirects = [
-            redirect(API),
-            redirect(GATE),
-            redirect("www.chitai-gorod.ru"),
-        ]
-        .join(",");
+        let redirects = [redirect(API), redirect(GATE), redirect("www.chitai-gorod.ru")].join(",");
         let solver = self.solver.url();
         self.set("PROXY_LISTEN", "127.0.0.1:0");
         self.set("ADMIN_LISTEN", "127.0.0.1:0");
@@ -113,10 +100,7 @@ impl Stage {
     }
 
     /// Sets a variable of the sidecar.
-    #[expect(
-        clippy::needless_pass_by_value,
-        reason = "callers hand over what they have just made"
-    )]
+    #[expect(clippy::needless_pass_by_value, reason = "callers hand over what they have just made")]
     pub(crate) fn set(&mut self, name: &str, value: impl ToString) {
         self.unset(name);
         self.variables.push((name.to_owned(), value.to_string()));
@@ -133,10 +117,7 @@ impl Stage {
             .iter()
             .find(|(present, _)| present == name)
             .map(|(_, value)| value.clone());
-        self.set(
-            name,
-            present.map_or(value.to_string(), |present| format!("{present},{value}")),
-        );
+        self.set(name, present.map_or(value.to_string(), |present| format!("{present},{value}")));
     }
 
     pub(crate) fn variables(&self) -> &Variables {
@@ -181,10 +162,7 @@ impl Stage {
 
     /// Waits until the env file names this token.
     pub(crate) async fn saved(&self, token: &str) {
-        until("the env file to be written", async || {
-            self.read_env_file().contains(token)
-        })
-        .await;
+        until("the env file to be written", async || self.read_env_file().contains(token)).await;
     }
 
     /// Takes the env file away, so that no store holds a token.
@@ -212,10 +190,7 @@ impl Stage {
     /// Starts the sidecar and waits only until it listens.
     pub(crate) async fn launch(self) -> World {
         let sidecar = Sidecar::start(&self.variables, self.dir.path()).await;
-        World {
-            sidecar,
-            stage: self,
-        }
+        World { sidecar, stage: self }
     }
 }
 

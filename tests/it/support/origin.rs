@@ -69,9 +69,7 @@ impl Recorded {
 
     /// The bare token it carried.
     pub(crate) fn token(&self) -> Option<&str> {
-        self.head
-            .value("authorization")
-            .and_then(|value| value.strip_prefix("Bearer "))
+        self.head.value("authorization").and_then(|value| value.strip_prefix("Bearer "))
     }
 
     pub(crate) fn is_verification(&self) -> bool {
@@ -195,11 +193,7 @@ impl Origin {
             shared.clone(),
             stop.clone(),
         )));
-        Self {
-            addr,
-            shared,
-            _stop: stop.drop_guard(),
-        }
+        Self { addr, shared, _stop: stop.drop_guard() }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -241,16 +235,8 @@ impl Origin {
 
     /// Answers `path` with exactly these bytes, and then keeps the connection or closes it.
     pub(crate) fn script(&self, path: &str, bytes: impl Into<Vec<u8>>, close: bool) {
-        let script = Script {
-            bytes: bytes.into(),
-            close,
-        };
-        self.shared
-            .settings
-            .lock()
-            .unwrap()
-            .scripts
-            .insert(path.to_owned(), script);
+        let script = Script { bytes: bytes.into(), close };
+        self.shared.settings.lock().unwrap().scripts.insert(path.to_owned(), script);
     }
 
     /// Lets what waits at `/v2/gate/…` through, from now on.
@@ -272,10 +258,7 @@ impl Origin {
         self.shared.drop_idle.send_modify(|count| *count += 1);
         let mut open = self.shared.open.subscribe();
         let wait = open.wait_for(|&open| open == 0);
-        tokio::time::timeout(PATIENCE, wait)
-            .await
-            .expect("idle connections to close")
-            .unwrap();
+        tokio::time::timeout(PATIENCE, wait).await.expect("idle connections to close").unwrap();
     }
 
     /// Everything that came.
@@ -285,18 +268,12 @@ impl Origin {
 
     /// What came from clients: neither verification nor a source's question.
     pub(crate) fn requests(&self) -> Vec<Recorded> {
-        self.all_requests()
-            .into_iter()
-            .filter(|request| !request.is_ours())
-            .collect()
+        self.all_requests().into_iter().filter(|request| !request.is_ours()).collect()
     }
 
     /// Client requests for exactly this target.
     pub(crate) fn requests_for(&self, target: &str) -> Vec<Recorded> {
-        self.requests()
-            .into_iter()
-            .filter(|request| request.target() == target)
-            .collect()
+        self.requests().into_iter().filter(|request| request.target() == target).collect()
     }
 
     /// The only client request.
@@ -315,18 +292,12 @@ impl Origin {
 
     /// The verifier's questions.
     pub(crate) fn verifications(&self) -> Vec<Recorded> {
-        self.all_requests()
-            .into_iter()
-            .filter(Recorded::is_verification)
-            .collect()
+        self.all_requests().into_iter().filter(Recorded::is_verification).collect()
     }
 
     /// Times that the anonymous door was tried.
     pub(crate) fn door_knocks(&self) -> usize {
-        self.all_requests()
-            .iter()
-            .filter(|request| request.path() == ANONYMOUS_PATH)
-            .count()
+        self.all_requests().iter().filter(|request| request.path() == ANONYMOUS_PATH).count()
     }
 
     /// The most connections that were open at once.
@@ -412,9 +383,8 @@ impl Talk {
             let Some(head) = head else {
                 return self.wire.try_finish().await;
             };
-            let close = head
-                .value("connection")
-                .is_some_and(|value| value.eq_ignore_ascii_case("close"));
+            let close =
+                head.value("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
             match self.answer(head).await? {
                 Next::Keep if !close => {}
                 _ => return self.wire.try_finish().await,
@@ -424,12 +394,7 @@ impl Talk {
 
     fn record(&self, head: Head) -> usize {
         let mut requests = self.shared.requests.lock().unwrap();
-        requests.push(Recorded {
-            head,
-            body: Vec::new(),
-            trailers: Vec::new(),
-            complete: false,
-        });
+        requests.push(Recorded { head, body: Vec::new(), trailers: Vec::new(), complete: false });
         requests.len() - 1
     }
 
@@ -441,9 +406,7 @@ impl Talk {
         let framing = Framing::of_request(head);
         if framing == Framing::Chunked {
             while let Some(chunk) = self.wire.chunk().await? {
-                self.shared.requests.lock().unwrap()[index]
-                    .body
-                    .extend_from_slice(&chunk);
+                self.shared.requests.lock().unwrap()[index].body.extend_from_slice(&chunk);
             }
             let trailers = self.wire.trailers().await?;
             self.shared.requests.lock().unwrap()[index].trailers = trailers;
@@ -480,14 +443,7 @@ impl Talk {
         if refuses || !self.is_authorized(&head) {
             return self.refuse(&head).await;
         }
-        let script = self
-            .shared
-            .settings
-            .lock()
-            .unwrap()
-            .scripts
-            .get(&path)
-            .cloned();
+        let script = self.shared.settings.lock().unwrap().scripts.get(&path).cloned();
         if let Some(Script { bytes, close }) = script {
             self.wire.try_send(bytes).await?;
             return Ok(if close { Next::Close } else { Next::Keep });
@@ -517,9 +473,7 @@ impl Talk {
         let date = self.shared.settings.lock().unwrap().date.clone();
         fields.extend(date.map(|date| ("Date".to_owned(), date)));
         let body = if head.word(0) == "HEAD" { &[] } else { body };
-        self.wire
-            .try_send(message(&format!("HTTP/1.1 {status} Said"), &fields, body))
-            .await?;
+        self.wire.try_send(message(&format!("HTTP/1.1 {status} Said"), &fields, body)).await?;
         Ok(Next::Keep)
     }
 
@@ -539,10 +493,7 @@ impl Talk {
         };
         match status {
             401 => self.refuse(head).await,
-            _ => {
-                self.reply(head, status, "application/json", br#"{"data":[]}"#)
-                    .await
-            }
+            _ => self.reply(head, status, "application/json", br#"{"data":[]}"#).await,
         }
     }
 
@@ -552,14 +503,12 @@ impl Talk {
         match door {
             Door::Hangs => self.hang().await,
             Door::Status(status) => {
-                self.reply(&head, status, "application/json", br#"{"message":"no"}"#)
-                    .await
+                self.reply(&head, status, "application/json", br#"{"message":"no"}"#).await
             }
             Door::Open => {
                 let token = format!("Bearer {}", self.shared.tokens.issue());
                 let body = json!({"token": {"accessToken": token, "expAccessToken": now() + LIFE}, "isNew": true});
-                self.reply(&head, 201, "application/json", body.to_string().as_bytes())
-                    .await
+                self.reply(&head, 201, "application/json", body.to_string().as_bytes()).await
             }
         }
     }
@@ -576,9 +525,7 @@ impl Talk {
             fields.push(("Set-Cookie".to_owned(), cookie));
         }
         fields.push(("Content-Length".to_owned(), "13".to_owned()));
-        self.wire
-            .try_send(message("HTTP/1.1 200 OK", &fields, b"<html></html>"))
-            .await?;
+        self.wire.try_send(message("HTTP/1.1 200 OK", &fields, b"<html></html>")).await?;
         Ok(Next::Keep)
     }
 
@@ -609,26 +556,19 @@ impl Talk {
                 Ok(Next::Keep)
             }
             "big-chunked" => {
-                let fields = [
-                    field("Transfer-Encoding", "chunked"),
-                    field("Trailer", "X-Checksum"),
-                ];
+                let fields =
+                    [field("Transfer-Encoding", "chunked"), field("Trailer", "X-Checksum")];
                 self.wire.try_send(head(start, &fields)).await?;
                 for part in pattern(number) {
                     self.wire.try_send(chunk(&part)).await?;
                 }
                 self.wire
-                    .try_send(last_chunk(&[
-                        ("X-Checksum", "abc"),
-                        ("Authorization", "Bearer x"),
-                    ]))
+                    .try_send(last_chunk(&[("X-Checksum", "abc"), ("Authorization", "Bearer x")]))
                     .await?;
                 Ok(Next::Keep)
             }
             "close-delimited" => {
-                self.wire
-                    .try_send(format!("{start}\r\n\r\nuntil the end"))
-                    .await?;
+                self.wire.try_send(format!("{start}\r\n\r\nuntil the end")).await?;
                 Ok(Next::Close)
             }
             "short" => {
@@ -645,48 +585,22 @@ impl Talk {
             }
             "status" => {
                 let status = u16::try_from(number).unwrap_or(500);
-                self.reply(
-                    &request.head,
-                    status,
-                    "application/json",
-                    br#"{"message":"said so"}"#,
-                )
-                .await
+                self.reply(&request.head, status, "application/json", br#"{"message":"said so"}"#)
+                    .await
             }
-            _ => {
-                self.reply(
-                    &request.head,
-                    200,
-                    "text/plain",
-                    request.target().as_bytes(),
-                )
-                .await
-            }
+            _ => self.reply(&request.head, 200, "text/plain", request.target().as_bytes()).await,
         }
     }
 
     async fn echo(&mut self, request: &Recorded) -> io::Result<Next> {
-        let kind = request
-            .head
-            .value("content-type")
-            .unwrap_or("application/octet-stream");
+        let kind = request.head.value("content-type").unwrap_or("application/octet-stream");
         if request.trailers.is_empty() {
             return self.reply(&request.head, 200, kind, &request.body).await;
         }
-        let names: Vec<&str> = request
-            .trailers
-            .iter()
-            .map(|(name, _)| name.as_str())
-            .collect();
-        let fields = [
-            field("Transfer-Encoding", "chunked"),
-            field("Trailer", &names.join(", ")),
-        ];
-        let trailers: Vec<(&str, &str)> = request
-            .trailers
-            .iter()
-            .map(|(n, v)| (n.as_str(), v.as_str()))
-            .collect();
+        let names: Vec<&str> = request.trailers.iter().map(|(name, _)| name.as_str()).collect();
+        let fields = [field("Transfer-Encoding", "chunked"), field("Trailer", &names.join(", "))];
+        let trailers: Vec<(&str, &str)> =
+            request.trailers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         self.wire.try_send(head("HTTP/1.1 200 OK", &fields)).await?;
         if !request.body.is_empty() {
             self.wire.try_send(chunk(&request.body)).await?;
@@ -710,9 +624,7 @@ fn field(name: &str, value: &str) -> (String, String) {
 pub(crate) fn pattern(length: usize) -> impl Iterator<Item = Vec<u8>> {
     const PART: usize = 64 * 1024;
     let byte = |at: usize| u8::try_from((at ^ (at >> 8) ^ (at >> 16)) & 0xff).unwrap();
-    (0..length)
-        .step_by(PART)
-        .map(move |from| (from..length.min(from + PART)).map(byte).collect())
+    (0..length).step_by(PART).map(move |from| (from..length.min(from + PART)).map(byte).collect())
 }
 
 /// The whole of [`pattern`].

@@ -87,18 +87,12 @@ impl Redis {
             "no",
             "--dir",
         ]);
-        command
-            .arg(self.dir.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.arg(self.dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(password) = &self.password {
             command.args(["--requirepass", password]);
         }
-        self.child = Some(
-            command
-                .spawn()
-                .expect("redis-server is installed: tests/run.sh installs it"),
-        );
+        self.child =
+            Some(command.spawn().expect("redis-server is installed: tests/run.sh installs it"));
         let deadline = tokio::time::Instant::now() + PATIENCE;
         while tokio::time::Instant::now() < deadline {
             if self.connect().await.is_ok() {
@@ -113,11 +107,8 @@ impl Redis {
     }
 
     async fn connect(&self) -> redis::RedisResult<MultiplexedConnection> {
-        let password = self
-            .password
-            .as_ref()
-            .map(|password| format!(":{password}@"))
-            .unwrap_or_default();
+        let password =
+            self.password.as_ref().map(|password| format!(":{password}@")).unwrap_or_default();
         let client = redis::Client::open(format!("redis://{password}127.0.0.1:{}", self.port))?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         let (): () = redis::cmd("PING").query_async(&mut connection).await?;
@@ -129,13 +120,7 @@ impl Redis {
     }
 
     pub(crate) async fn set(&self, key: &str, value: &str) {
-        let (): () = self
-            .connect()
-            .await
-            .unwrap()
-            .set_ex(key, value, 86_400)
-            .await
-            .unwrap();
+        let (): () = self.connect().await.unwrap().set_ex(key, value, 86_400).await.unwrap();
     }
 
     pub(crate) async fn delete(&self, key: &str) {
@@ -163,9 +148,5 @@ impl Drop for Redis {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

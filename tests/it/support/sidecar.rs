@@ -31,14 +31,24 @@ pub(crate) fn command(arguments: &[&str], variables: &Variables, dir: &Path) -> 
     command
 }
 
-/// Runs the program to its end off the runtime's threads, so that the stand-ins go on answering.
+/// Runs the program to its end.
 pub(crate) async fn run(arguments: &[&str], variables: &Variables, dir: &Path) -> Output {
-    let mut command = command(arguments, variables, dir);
-    let run = tokio::task::spawn_blocking(move || command.output().unwrap());
-    tokio::time::timeout(Duration::from_secs(60), run)
-        .await
-        .expect("the command to end")
-        .unwrap()
+    output(command(arguments, variables, dir)).await
+}
+
+/// Runs a command to its end off the runtime's threads, so that the stand-ins go on answering.
+/// One that does not end is killed, and what it said is shown.
+pub(crate) async fn output(mut command: Command) -> Output {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let pid = Pid::from_child(&child);
+    let mut run = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
+    if let Ok(output) = tokio::time::timeout(PATIENCE * 2, &mut run).await {
+        return output.unwrap();
+    }
+    let _ = kill_process(pid, Signal::KILL);
+    let output = run.await.unwrap();
+    panic!("{command:?} did not end: {}{}", stdout(&output), stderr(&output));
 }
 
 /// Standard output as text.
@@ -74,26 +84,15 @@ impl Sidecar {
         let kept = lines.clone();
         std::thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {
-                kept.lock()
-                    .unwrap()
-                    .push(String::from_utf8_lossy(&line).into_owned());
+                kept.lock().unwrap().push(String::from_utf8_lossy(&line).into_owned());
                 sender.send_modify(|count| *count += 1);
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut sidecar = Self {
-            child,
-            lines,
-            seen,
-            proxy: nowhere,
-            admin: nowhere,
-        };
+        let mut sidecar = Self { child, lines, seen, proxy: nowhere, admin: nowhere };
         let listening = sidecar.logged("listening").await;
         let addr = |field: &str| {
-            listening[field]
-                .as_str()
-                .and_then(|addr| addr.parse().ok())
-                .expect("an address")
+            listening[field].as_str().and_then(|addr| addr.parse().ok()).expect("an address")
         };
         (sidecar.proxy, sidecar.admin) = (addr("proxy"), addr("admin"));
         sidecar
@@ -115,21 +114,14 @@ impl Sidecar {
     /// The log so far as JSON events, each with its fields at the top.
     pub(crate) fn events(&self) -> Vec<Value> {
         let lines = self.lines.lock().unwrap();
-        lines
-            .iter()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .map(flatten)
-            .collect()
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).map(flatten).collect()
     }
 
     /// Waits for a JSON log line with this message and returns its fields.
     pub(crate) async fn logged(&mut self, message: &str) -> Value {
         let wait = async {
             loop {
-                let found = self
-                    .events()
-                    .into_iter()
-                    .find(|event| event["message"] == message);
+                let found = self.events().into_iter().find(|event| event["message"] == message);
                 if let Some(event) = found {
                     return Some(event);
                 }
@@ -158,26 +150,15 @@ impl Sidecar {
 
     /// Waits for the end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        until("the sidecar to end", async || {
-            self.child.try_wait().unwrap().is_some()
-        })
-        .await;
+        until("the sidecar to end", async || self.child.try_wait().unwrap().is_some()).await;
         self.child.wait().unwrap()
     }
 
     /// Its resident memory in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap();
-        line.split_whitespace()
-            .nth(1)
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-            * 1024
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// A request to the admin port.
@@ -209,10 +190,7 @@ impl Sidecar {
     }
 
     pub(crate) async fn ready(&self) {
-        until("/ready", async || {
-            self.ask("GET", "/ready").await.status == 200
-        })
-        .await;
+        until("/ready", async || self.ask("GET", "/ready").await.status == 200).await;
     }
 
     pub(crate) async fn metrics(&self) -> String {
@@ -226,9 +204,7 @@ impl Sidecar {
 
     /// The generation of the current token, 0 without one.
     pub(crate) async fn generation(&self) -> u64 {
-        self.status().await["token"]["generation"]
-            .as_u64()
-            .unwrap_or(0)
+        self.status().await["token"]["generation"].as_u64().unwrap_or(0)
     }
 
     /// Ends it without a farewell.
@@ -273,10 +249,7 @@ pub(crate) fn sample(metrics: &str, name: &str, labels: &[&str]) -> f64 {
         })
     };
     let value = |line: &str| {
-        line.rsplit(' ')
-            .next()
-            .and_then(|value| value.parse::<f64>().ok())
-            .unwrap_or(0.0)
+        line.rsplit(' ').next().and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)
     };
     metrics.lines().filter(matches).map(value).sum()
 }

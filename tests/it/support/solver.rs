@@ -72,12 +72,8 @@ impl Solver {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let replies = include_str!("../../fixtures/flaresolverr-replies.json");
-        let state = State {
-            mode: Mode::Solves,
-            requests: Vec::new(),
-            in_flight: 0,
-            most_in_flight: 0,
-        };
+        let state =
+            State { mode: Mode::Solves, requests: Vec::new(), in_flight: 0, most_in_flight: 0 };
         let shared = Arc::new(Shared {
             tokens,
             replies: serde_json::from_str(replies).unwrap(),
@@ -91,11 +87,7 @@ impl Solver {
             shared.clone(),
             stop.clone(),
         )));
-        Self {
-            addr,
-            shared,
-            _stop: stop.drop_guard(),
-        }
+        Self { addr, shared, _stop: stop.drop_guard() }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -146,10 +138,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
             continue;
         };
         let serve = converse(stream, shared.clone());
-        tokio::spawn(
-            stop.clone()
-                .run_until_cancelled_owned(async move { drop(serve.await) }),
-        );
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move { drop(serve.await) }));
     }
 }
 
@@ -178,8 +167,7 @@ async fn send(wire: &mut Wire, status: u16, body: &[u8]) -> io::Result<()> {
         ("Content-Type".to_owned(), "application/json".to_owned()),
         ("Server".to_owned(), "waitress".to_owned()),
     ];
-    wire.try_send(message(&format!("HTTP/1.1 {status} Said"), &fields, body))
-        .await
+    wire.try_send(message(&format!("HTTP/1.1 {status} Said"), &fields, body)).await
 }
 
 async fn command(
@@ -188,9 +176,8 @@ async fn command(
     body: &[u8],
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
-    let is_json = head
-        .value("content-type")
-        .is_some_and(|value| value.starts_with("application/json"));
+    let is_json =
+        head.value("content-type").is_some_and(|value| value.starts_with("application/json"));
     if !is_json {
         return reply(wire, 500, shared.case("no_content_type")).await;
     }
@@ -246,12 +233,7 @@ async fn solve(wire: &mut Wire, request: Value, shared: &Arc<Shared>) -> io::Res
         Mode::Error => reply(wire, 500, shared.case("challenge_unsolved_maxTimeout8000")).await,
         Mode::ErrorAs200 => reply(wire, 200, shared.case("access_denied")).await,
         Mode::NullSolution => {
-            reply(
-                wire,
-                200,
-                json!({"status": "ok", "message": "", "solution": null}),
-            )
-            .await
+            reply(wire, 200, json!({"status": "ok", "message": "", "solution": null})).await
         }
         Mode::Garbage => send(wire, 200, b"<html>502 Bad Gateway</html>").await,
         Mode::HangsUp => Err(io::ErrorKind::ConnectionReset.into()),
@@ -272,10 +254,7 @@ impl Shared {
     fn solved(&self, value: &str) -> Value {
         let mut reply = self.case("ok_returnOnlyCookies");
         let cookies = reply["solution"]["cookies"].as_array_mut().unwrap();
-        let cookie = cookies
-            .iter_mut()
-            .find(|cookie| cookie["name"] == "access-token")
-            .unwrap();
+        let cookie = cookies.iter_mut().find(|cookie| cookie["name"] == "access-token").unwrap();
         cookie["value"] = Value::String(self.fill(value));
         reply
     }

@@ -14,10 +14,7 @@ pub(crate) const LIFE: u64 = 168_000;
 
 /// Seconds since the epoch.
 pub(crate) fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs()
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// A JWT to be made; every one is different, even within a second.
@@ -30,20 +27,12 @@ pub(crate) struct Jwt {
 impl Jwt {
     /// An anonymous token issued now.
     pub(crate) fn anonymous() -> Self {
-        Self {
-            issued: now(),
-            expires: now() + LIFE,
-            kind: 10,
-        }
+        Self { issued: now(), expires: now() + LIFE, kind: 10 }
     }
 
     /// A logged-in customer's token issued now.
     pub(crate) fn personal() -> Self {
-        Self {
-            issued: now(),
-            expires: now() + 3600,
-            kind: 20,
-        }
+        Self { issued: now(), expires: now() + 3600, kind: 20 }
     }
 
     /// Moves the issue `seconds` into the past; the life stays.
@@ -69,14 +58,9 @@ impl Jwt {
 
     /// The bare JWT.
     pub(crate) fn make(&self) -> String {
-        let issuer = if self.kind == 10 {
-            "/api/v1/auth/anonymous"
-        } else {
-            "https://user-right"
-        };
-        let subject: String = (0..64)
-            .map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)]))
-            .collect();
+        let issuer = if self.kind == 10 { "/api/v1/auth/anonymous" } else { "https://user-right" };
+        let subject: String =
+            (0..64).map(|_| char::from(b"0123456789abcdef"[fastrand::usize(..16)])).collect();
         let claims = json!({"exp": self.expires, "iat": self.issued, "iss": issuer, "sub": subject, "type": self.kind});
         let signature: Vec<u8> = (0..32).map(|_| fastrand::u8(..)).collect();
         format!(
@@ -91,13 +75,10 @@ impl Jwt {
 /// What logs, `/status` and commands call a token.
 pub(crate) fn fingerprint(token: &str) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(token)
-        .iter()
-        .take(4)
-        .fold(String::new(), |mut out, byte| {
-            write!(out, "{byte:02x}").unwrap();
-            out
-        })
+    Sha256::digest(token).iter().take(4).fold(String::new(), |mut out, byte| {
+        write!(out, "{byte:02x}").unwrap();
+        out
+    })
 }
 
 /// The tokens that the shop accepts at the moment, shared by its stand-ins.
