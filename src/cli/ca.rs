@@ -15,7 +15,9 @@ pub(super) fn execute(config: &Config, renew: bool) -> Result<ExitCode, AppError
         let authority = Authority::renew(dir, &config.api.hosts()).map_err(at_ca)?;
         write_bundle(config, &authority)?;
         authority
-    } else if let Some(authority) = Authority::load(dir).map_err(at_ca)? { authority } else {
+    } else if let Some(authority) = Authority::load(dir).map_err(at_ca)? {
+        authority
+    } else {
         let text = format!("no CA in {} yet; the first `run` makes one", dir.display());
         return Ok(fail(&text, 1));
     };

@@ -11,9 +11,9 @@ use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
 
-use super::browser;
 use super::error::{SourceError, cut, with_causes};
 use super::solution::{self, Found, SolvedCookie};
+use super::{RefreshSettings, browser};
 use crate::net::Dialer;
 use crate::token::{Cookies, Token};
 
@@ -30,15 +30,14 @@ pub(super) struct Direct {
 }
 
 impl Direct {
-    /// `api_origins` are the API's URLs with their prefix.
-    pub(super) fn new(
-        dialer: Arc<Dialer>,
-        api_origins: &[Url],
-        shop_url: Url,
-        cookie_names: Vec<String>,
-    ) -> Self {
-        let doors = api_origins.iter().map(anonymous_door).collect();
-        Self { dialer, doors, shop_url, cookie_names }
+    /// Asks by way of `dialer`.
+    pub(super) fn from_settings(settings: &RefreshSettings, dialer: Arc<Dialer>) -> Self {
+        Self {
+            dialer,
+            doors: settings.api_origins.iter().map(anonymous_door).collect(),
+            shop_url: settings.shop_url.clone(),
+            cookie_names: settings.token_cookies.clone(),
+        }
     }
 
     /// Tries the doors in turn; the first token counts.
@@ -141,9 +140,9 @@ mod tests {
 
     fn direct(origins: &[&Origin], shop: &Origin) -> Direct {
         let url = |origin: &&Origin| Url::parse(&origin.url("/web/api")).unwrap();
-        let origins: Vec<_> = origins.iter().map(url).collect();
-        let shop = Url::parse(&shop.url("/")).unwrap();
-        Direct::new(testing::dialer(), &origins, shop, vec!["access-token".into()])
+        let mut settings = testing::settings(&shop.url("/"));
+        settings.api_origins = origins.iter().map(url).collect();
+        Direct::from_settings(&settings, testing::dialer())
     }
 
     async fn answering(status: u16, body: Value) -> Origin {

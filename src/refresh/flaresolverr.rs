@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use url::Url;
 
+use super::RefreshSettings;
 use super::error::{SourceError, with_causes};
 use super::solution::{self, Found};
 
@@ -33,35 +34,40 @@ pub(super) struct FlareSolverr {
 }
 
 impl FlareSolverr {
-    /// `url` may end in `/v1` or not. Does no I/O.
+    /// `None` without a URL, which may end in `/v1` or not. Does no I/O.
     ///
     /// # Errors
     ///
     /// Whatever keeps the HTTP client from being made.
-    pub(super) fn new(
-        url: &Url,
-        shop_url: Url,
-        solve_timeout: Duration,
-        cookie_names: Vec<String>,
-        tls: rustls::ClientConfig,
-    ) -> Result<Self, reqwest::Error> {
+    pub(super) fn from_settings(
+        settings: &RefreshSettings,
+    ) -> Result<Option<Self>, reqwest::Error> {
+        let Some(url) = &settings.flaresolverr_url else {
+            return Ok(None);
+        };
         let client = Client::builder()
             .no_proxy()
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             // Calls are hours apart: a kept connection would only be stale.
             .pool_max_idle_per_host(0)
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(settings.solver_tls.clone())
             .build()?;
-        let (endpoint, health) = (at(url, "/v1"), at(url, "/health"));
-        Ok(Self { client, endpoint, health, shop_url, solve_timeout, cookie_names })
+        Ok(Some(Self {
+            client,
+            endpoint: at(url, "/v1"),
+            health: at(url, "/health"),
+            shop_url: settings.shop_url.clone(),
+            solve_timeout: settings.solve_timeout,
+            cookie_names: settings.token_cookies.clone(),
+        }))
     }
 
     /// Has the page opened once and reads the token out of its cookies.
     ///
     /// Lasts at most `SOLVE_TIMEOUT` + 60 s.
     pub(super) async fn solve(&self) -> Result<Found, SourceError> {
-        let limit = self.solve_timeout + SLACK;
+        let limit = self.solve_timeout.saturating_add(SLACK);
         timeout(limit, self.call()).await.unwrap_or(Err(SourceError::TimedOut(limit)))
     }
 
@@ -121,10 +127,10 @@ mod tests {
     use super::*;
 
     fn client(url: &str, solve_timeout: Duration) -> FlareSolverr {
-        let shop = Url::parse("https://shop.test/").unwrap();
-        let names = vec!["access-token".to_owned()];
-        let url = Url::parse(url).unwrap();
-        FlareSolverr::new(&url, shop, solve_timeout, names, testing::tls()).unwrap()
+        let mut settings = testing::settings("https://shop.test/");
+        settings.flaresolverr_url = Some(Url::parse(url).unwrap());
+        settings.solve_timeout = solve_timeout;
+        FlareSolverr::from_settings(&settings).unwrap().unwrap()
     }
 
     #[test]

@@ -14,9 +14,7 @@ use super::adoption::is_store;
 use super::backoff::jitter;
 use super::coalesce::{Coalesce, Entered};
 use super::denied::Denied;
-use super::direct::Direct;
 use super::error::RefreshError;
-use super::flaresolverr::FlareSolverr;
 use super::judge::Judge;
 use super::run::{Cause, LastRun, Outcome};
 use super::schedule::Schedule;
@@ -62,6 +60,7 @@ pub struct Refresher {
     pub(super) verifier: Arc<Verifier>,
     pub(super) sources: Sources,
     pub(super) stores: Stores,
+    /// Its lock is never taken under another one of these.
     pub(super) runs: Coalesce<Outcome>,
     /// The last run that ended.
     pub(super) last_run: Mutex<Option<LastRun>>,
@@ -94,28 +93,11 @@ impl Refresher {
     ) -> Result<Arc<Self>, SetupError> {
         let Parts { cache, clock, dialer, metrics } = parts;
         let (late_sender, late) = mpsc::unbounded_channel();
-        let verifier = Arc::new(Verifier::new(
-            Arc::clone(&dialer),
-            Arc::clone(&clock),
-            Arc::clone(&metrics),
-            settings.verify_url,
-        ));
-        let cookies = settings.token_cookies;
-        let (shop_url, solve_timeout) = (settings.shop_url, settings.solve_timeout);
-        let solver = |url| {
-            let (shop_url, tls) = (shop_url.clone(), settings.solver_tls);
-            FlareSolverr::new(&url, shop_url, solve_timeout, cookies.clone(), tls)
-        };
-        let flaresolverr = settings.flaresolverr_url.map(solver).transpose()?;
-        let direct = Direct::new(dialer, &settings.api_origins, shop_url, cookies.clone());
-        let sources = Sources::new(
-            settings.sources,
-            settings.source_patience,
-            direct,
-            flaresolverr,
-            Arc::clone(&metrics),
-            (handle.clone(), late_sender),
-        );
+        let counting = || Arc::clone(&metrics);
+        let sources =
+            Sources::new(&settings, Arc::clone(&dialer), counting(), handle.clone(), late_sender)?;
+        let verifier =
+            Arc::new(Verifier::new(dialer, Arc::clone(&clock), counting(), settings.verify_url));
         Ok(Arc::new(Self {
             judge: Judge::new(Arc::clone(&verifier), handle.clone()),
             stores: Stores::new(settings.redis, settings.env_file, Arc::clone(&metrics)),
@@ -128,7 +110,7 @@ impl Refresher {
             denied: Denied::default(),
             schedule: Mutex::default(),
             refresh_every: settings.refresh_every,
-            token_cookies: cookies,
+            token_cookies: settings.token_cookies,
             cache,
             clock,
             metrics,
@@ -257,7 +239,7 @@ impl Refresher {
     }
 
     /// Where the verifier cannot tell, a source may give one useless token
-    /// after the other: to be refused is then what a failed run is.
+    /// after the other: that must not start one run after the other.
     fn count_disappointment(&self) {
         let Some(current) = self.cache.current() else {
             return;

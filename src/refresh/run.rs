@@ -10,15 +10,15 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::adoption::is_store;
 use super::backoff::jitter;
 use super::error::{RefreshError, SourceError, readable};
-use super::lock;
 use super::refresher::Refresher;
 use super::schedule::Failed;
 use super::solution::Found;
 use super::sources::Solved;
 use super::verifier::Opinion;
-use super::{SourceKind, adoption};
+use super::{SourceKind, lock};
 use crate::token::{Generation, Published, Source};
 
 /// What the waiters of a run share.
@@ -173,18 +173,15 @@ impl Refresher {
         if published.is_verified() {
             self.schedule().proven();
         }
+        let (generation, source) = (published.generation.0, published.source.as_str());
+        let (token, verified) = (published.token.fingerprint(), published.is_verified());
         let expires_at = published.token.expires_at().map(tracing::field::display);
-        let loaded = cause == Cause::Start && adoption::is_store(published.source);
-        let message = if loaded { "token loaded" } else { "token refreshed" };
-        info!(
-            generation = published.generation.0,
-            source = published.source.as_str(),
-            token = %published.token.fingerprint(),
-            expires_at,
-            verified = published.is_verified(),
-            took = %readable(took),
-            "{message}"
-        );
+        if cause == Cause::Start && is_store(published.source) {
+            info!(generation, source, %token, expires_at, verified, "token loaded");
+        } else {
+            let took = readable(took);
+            info!(generation, source, %token, expires_at, verified, %took, "token refreshed");
+        }
     }
 
     fn failed(&self, error: &RefreshError, took: Duration) {
@@ -192,7 +189,8 @@ impl Refresher {
         let solver_away = error.is_unreachable(SourceKind::FlareSolverr);
         let now = Instant::now();
         self.schedule().failed(now, Failed { needed, solver_away }, jitter());
-        let next_try = self.due(now) - now;
+        let held_until = self.schedule().held_until(now);
+        let next_try = held_until.unwrap_or_else(|| self.due(now)) - now;
         warn!(%error, took = %readable(took), next_try = %readable(next_try), "refresh failed");
     }
 }

@@ -16,6 +16,8 @@ use crate::token::{Generation, Timestamp};
 const SHARE: f64 = 0.8;
 /// Not even tokens that live for moments are renewed more often than this.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// A bound within what clocks can count, whatever a token or a setting says.
+const LONGEST: Duration = Duration::from_hours(365 * 24);
 
 /// The timetable of the runs.
 #[derive(Debug, Default)]
@@ -25,8 +27,10 @@ pub(super) struct Schedule {
     routine: Backoff,
     /// The last failed run could not reach FlareSolverr.
     solver_away: bool,
-    /// The last generation whose refusal counted as a failed run.
+    /// The last generation that was refused without ever having worked, and
+    /// how many such there were in a row.
     disappointment: Option<Generation>,
+    disappointments: u32,
 }
 
 /// The renewal of a token that works.
@@ -65,6 +69,7 @@ impl Schedule {
     pub(super) fn proven(&mut self) {
         self.needed.reset();
         self.routine.reset();
+        self.disappointments = 0;
     }
 
     /// Counts a failed run.
@@ -74,13 +79,18 @@ impl Schedule {
         self.solver_away = how.solver_away;
     }
 
-    /// Counts a run whose token nobody could verify and that was refused, as
-    /// a failed one; once per generation. Returns whether it counted.
+    /// Counts a run whose token nobody could verify and that was refused; once
+    /// per generation. From the second in a row it is as good as a failed run:
+    /// returns whether it is.
     pub(super) fn disappointed(&mut self, now: Instant, by: Generation, jitter: f64) -> bool {
         if self.disappointment >= Some(by) {
             return false;
         }
         self.disappointment = Some(by);
+        self.disappointments += 1;
+        if self.disappointments == 1 {
+            return false;
+        }
         self.needed.failed(now, jitter);
         true
     }
@@ -133,7 +143,7 @@ impl Schedule {
 /// How long a token with `life` left serves before it is renewed.
 fn delay(life: Option<Duration>, every: Duration, jitter: f64) -> Duration {
     let share = life.map_or(every, |life| life.mul_f64(SHARE));
-    share.min(every).mul_f64(jitter).max(SHORTEST)
+    share.min(every).min(LONGEST).mul_f64(jitter).max(SHORTEST)
 }
 
 #[cfg(test)]
@@ -162,6 +172,7 @@ mod tests {
         assert_eq!(delay(Some(secs(1000)), EVERY, 0.9), secs(720));
         assert_eq!(delay(Some(secs(1000)), EVERY, 1.1), secs(880));
         assert_eq!(delay(Some(Duration::ZERO), EVERY, 1.0), SHORTEST);
+        assert_eq!(delay(Some(Duration::MAX), Duration::MAX, 1.0), LONGEST);
     }
 
     #[test]
@@ -232,14 +243,19 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_token_that_nobody_verified_counts_once_as_a_failure() {
+    fn the_second_refused_token_that_nobody_verified_counts_once_as_a_failure() {
         let now = Instant::now();
         let mut schedule = planned(now);
+        assert!(!schedule.disappointed(now, Generation(1), 1.0));
+        assert!(!schedule.disappointed(now, Generation(1), 1.0));
+        assert_eq!(schedule.held_until(now), None);
         assert!(schedule.disappointed(now, Generation(3), 1.0));
         assert_eq!(schedule.held_until(now), Some(now + secs(5)));
         assert!(!schedule.disappointed(now, Generation(3), 1.0));
         assert!(!schedule.disappointed(now, Generation(2), 1.0));
         assert!(schedule.disappointed(now, Generation(4), 1.0));
         assert_eq!(schedule.held_until(now), Some(now + secs(10)));
+        schedule.proven();
+        assert!(!schedule.disappointed(now, Generation(5), 1.0));
     }
 }

@@ -24,8 +24,9 @@ use super::direct::Direct;
 use super::error::{SourceError, SourceFailure};
 use super::flaresolverr::FlareSolverr;
 use super::solution::Found;
-use super::{SourceKind, lock};
+use super::{RefreshSettings, SourceKind, lock};
 use crate::metrics::Metrics;
+use crate::net::Dialer;
 
 /// The outcome of a solve, which its waiters share.
 pub(super) type Solved = Result<Arc<Found>, SourceError>;
@@ -66,22 +67,31 @@ struct Offer {
 
 impl Sources {
     /// Solves run on `handle`; one that nobody waits for any more goes to `late`.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps FlareSolverr's HTTP client from being made.
     pub(super) fn new(
-        order: Vec<SourceKind>,
-        patience: Duration,
-        direct: Direct,
-        flaresolverr: Option<FlareSolverr>,
+        settings: &RefreshSettings,
+        dialer: Arc<Dialer>,
         metrics: Arc<Metrics>,
-        (handle, late): (Handle, mpsc::UnboundedSender<Solved>),
-    ) -> Self {
-        let solver = flaresolverr.map(|client| Solver {
+        handle: Handle,
+        late: mpsc::UnboundedSender<Solved>,
+    ) -> Result<Self, reqwest::Error> {
+        let solver = FlareSolverr::from_settings(settings)?.map(|client| Solver {
             client: Arc::new(client),
             flights: Coalesce::keeping(handle, late),
             late: Mutex::default(),
         });
         let there = |kind: &SourceKind| *kind != SourceKind::FlareSolverr || solver.is_some();
-        let order = order.into_iter().filter(there).collect();
-        Self { order, patience, direct, solver, metrics, reports: Mutex::default() }
+        Ok(Self {
+            order: settings.sources.iter().copied().filter(there).collect(),
+            patience: settings.source_patience,
+            direct: Direct::from_settings(settings, dialer),
+            solver,
+            metrics,
+            reports: Mutex::default(),
+        })
     }
 
     /// Which there are, in order.
@@ -151,9 +161,10 @@ impl Sources {
     {
         let started = Instant::now();
         let offer = self.ask(source).await;
+        let may_be_stale = !offer.fresh && offer.found.is_ok();
         let mut outcome = check(source, offer.found).await;
-        if outcome.is_err() && !offer.fresh {
-            // It was asked for before this run: what it gave may be out of date.
+        if outcome.is_err() && may_be_stale {
+            // It was asked for before this run, and the token died since.
             outcome = check(source, self.ask(source).await.found).await;
         }
         self.record(source, outcome.as_ref().err(), started.elapsed());

@@ -108,10 +108,12 @@ impl Refresher {
         let error = last.as_ref().and_then(super::run::LastRun::error);
         let now = (Instant::now(), self.clock.now());
         let usable = self.usable().is_some();
+        // Not under the schedule's lock: the runs take that under theirs.
+        let running = self.runs.is_running();
         let schedule = self.schedule();
         let held = schedule.held_until(now.0).map(|until| until - now.0);
         RunStatus {
-            running: self.runs.is_running(),
+            running,
             last_outcome: last.as_ref().map(|_| outcome(error.is_some())),
             last_error: error.map(|error| error.to_string()),
             last_s: last.map(|last| last.took.as_secs_f64()),

@@ -20,8 +20,9 @@ use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Url;
 
-use super::lock;
+use super::{RefreshSettings, lock};
 use crate::net::{Dialer, Egress};
 use crate::token::{RedisSettings, RedisStore, Token};
 
@@ -190,6 +191,26 @@ pub(super) fn redis_store(url: &str) -> RedisStore {
         tls_key: None,
     };
     RedisStore::new(settings).unwrap()
+}
+
+/// Settings with nothing in them but the shop's address.
+pub(super) fn settings(shop_url: &str) -> RefreshSettings {
+    let shop_url = Url::parse(shop_url).unwrap();
+    RefreshSettings {
+        verify_url: shop_url.join("/verify").unwrap(),
+        shop_url,
+        api_origins: Vec::new(),
+        token_cookies: vec!["access-token".into(), "bearer_token".into()],
+        sources: Vec::new(),
+        flaresolverr_url: None,
+        solver_tls: tls(),
+        source_patience: Duration::from_millis(100),
+        solve_timeout: Duration::from_secs(5),
+        refresh_every: Duration::from_hours(1),
+        redis: None,
+        env_file: None,
+        environment: None,
+    }
 }
 
 /// TLS settings that trust nobody: the tests speak in the clear.

@@ -150,21 +150,11 @@ impl World {
 }
 
 fn settings(api: &Origin, solver: &Origin, sources: &[SourceKind]) -> RefreshSettings {
-    let url = |text: String| Url::parse(&text).unwrap();
     RefreshSettings {
-        shop_url: url(api.url("/")),
-        verify_url: url(api.url("/verify")),
-        api_origins: vec![url(api.url("/api"))],
-        token_cookies: vec!["access-token".into(), "bearer_token".into()],
+        api_origins: vec![Url::parse(&api.url("/api")).unwrap()],
+        flaresolverr_url: Some(Url::parse(&solver.url("/v1")).unwrap()),
         sources: sources.to_vec(),
-        flaresolverr_url: Some(url(solver.url("/v1"))),
-        solver_tls: testing::tls(),
-        source_patience: Duration::from_millis(100),
-        solve_timeout: Duration::from_secs(5),
-        refresh_every: Duration::from_hours(1),
-        redis: None,
-        env_file: None,
-        environment: None,
+        ..testing::settings(&api.url("/"))
     }
 }
 
@@ -369,13 +359,14 @@ async fn without_a_verdict_a_token_is_published_and_saved_only_when_confirmed() 
 }
 
 #[tokio::test]
-async fn a_refused_token_that_nobody_could_verify_starts_the_back_off() {
+async fn a_second_refused_token_that_nobody_could_verify_starts_the_back_off() {
     let world = World::new(&[Direct]).await;
     world.verifier_says(500);
     let unproven = world.refresher.acquire().await.unwrap();
-    let failure = failed(world.refuse(unproven.generation, "/").await);
+    let next = replayed(world.refuse(unproven.generation, "/").await);
+    let failure = failed(world.refuse(next.generation, "/").await);
     assert_eq!(failure.reason, FailureReason::Backoff);
-    assert_eq!(world.api.count(ANONYMOUS), 1);
+    assert_eq!(world.api.count(ANONYMOUS), 2);
 }
 
 #[tokio::test]

@@ -160,3 +160,79 @@ impl Verifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU16;
+
+    use super::super::testing::{self, Origin, token};
+    use super::*;
+
+    /// A verifier whose API answers with `status`, and that API.
+    async fn answering(status: &Arc<AtomicU16>) -> (Verifier, Origin) {
+        let status = Arc::clone(status);
+        let api = Origin::start(move |_| {
+            let response = testing::reply(status.load(Ordering::Relaxed), "{}".into());
+            async move { response }
+        })
+        .await;
+        let url = Url::parse(&api.url("/verify?a[b]=1")).unwrap();
+        let (clock, metrics) = (Arc::new(Clock::new()), Arc::new(Metrics::new(1)));
+        (Verifier::new(testing::dialer(), clock, metrics, url), api)
+    }
+
+    #[tokio::test]
+    async fn only_200_is_good_and_only_401_is_bad() {
+        let status = Arc::new(AtomicU16::new(0));
+        let (verifier, _api) = answering(&status).await;
+        let cases = [
+            (200, Opinion::Good),
+            (401, Opinion::Bad),
+            (403, Opinion::Unknown),
+            (302, Opinion::Unknown),
+            (500, Opinion::Unknown),
+        ];
+        for (answer, opinion) in cases {
+            status.store(answer, Ordering::Relaxed);
+            assert_eq!(verifier.judge(&token("a", 60)).await, opinion, "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_calibration_asks_without_a_token_and_sees_blindness() {
+        let status = Arc::new(AtomicU16::new(503));
+        let (verifier, api) = answering(&status).await;
+        for (answer, trust) in [(503, Trust::Pending), (401, Trust::Trusted), (200, Trust::Blind)] {
+            status.store(answer, Ordering::Relaxed);
+            assert_eq!(verifier.calibrate().await, trust);
+            assert_eq!(verifier.trust(), trust);
+        }
+        assert!(api.requests().iter().all(|seen| seen.bearer().is_none()));
+        assert_eq!(verifier.judge(&token("a", 60)).await, Opinion::Unknown);
+        status.store(401, Ordering::Relaxed);
+        assert_eq!(verifier.judge(&token("a", 60)).await, Opinion::Bad);
+    }
+
+    #[tokio::test]
+    async fn a_candidate_gets_three_tries_while_there_is_no_telling() {
+        let status = Arc::new(AtomicU16::new(503));
+        let (verifier, api) = answering(&status).await;
+        assert_eq!(verifier.examine(&token("a", 60)).await, Opinion::Unknown);
+        assert_eq!(api.requests().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_request_looks_like_the_sites_own() {
+        let status = Arc::new(AtomicU16::new(200));
+        let (verifier, api) = answering(&status).await;
+        let token = token("a", 60);
+        verifier.judge(&token).await;
+        verifier.judge(&token).await;
+        let [first, second] = &api.requests()[..] else { panic!("two requests") };
+        assert_eq!(first.bearer(), Some(token.expose()));
+        assert_eq!(first.headers["initial-feature"], "index");
+        assert_eq!(first.headers["platform"], "desktop");
+        assert_eq!(first.headers["shop-brand"], "chitaiGorod");
+        assert_eq!(first.headers["user-id"], second.headers["user-id"]);
+    }
+}
