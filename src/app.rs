@@ -20,7 +20,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::metrics::Metrics;
 use crate::net::{ClientLimits, Dialer, Egress, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
-use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError, SourceKind};
+use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
 use crate::token::{Clock, EnvFile, RedisSettings, RedisStore, Token, TokenCache};
 
@@ -309,7 +309,7 @@ impl Core {
             verify_url: url("VERIFY_URL", &config.api.verify_url)?,
             api_origins: api_urls(config)?,
             token_cookies: config.api.token_cookies.clone(),
-            sources: refresh.sources.iter().copied().map(source_kind).collect(),
+            sources: refresh.sources.clone(),
             flaresolverr_url: match &refresh.flaresolverr_url {
                 Some(address) => Some(url("FLARESOLVERR_URL", address)?),
                 None => None,
@@ -448,13 +448,6 @@ fn initial_token(stores: &config::Stores) -> Result<Option<Token>, ConfigError> 
     parsed
         .transpose()
         .map_err(|error| ConfigError::new("CHITAI_GOROD_BEARER_TOKEN", error.to_string()))
-}
-
-fn source_kind(kind: config::SourceKind) -> SourceKind {
-    match kind {
-        config::SourceKind::FlareSolverr => SourceKind::FlareSolverr,
-        config::SourceKind::Direct => SourceKind::Direct,
-    }
 }
 
 fn api_urls(config: &Config) -> Result<Vec<Url>, ConfigError> {

@@ -21,9 +21,10 @@ use url::Url;
 
 use super::{AdminState, serve};
 use crate::config::Secret;
+use crate::config::SourceKind;
 use crate::metrics::Metrics;
 use crate::net::{Dialer, Egress};
-use crate::refresh::{Parts, RefreshSettings, Refresher, SourceKind};
+use crate::refresh::{Parts, RefreshSettings, Refresher};
 use crate::token::{Clock, Source, Token, TokenCache};
 
 /// A bare JWT that expires in the year 2100.

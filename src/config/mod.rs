@@ -137,6 +137,17 @@ pub enum SourceKind {
     Direct,
 }
 
+impl SourceKind {
+    /// The name in settings, logs and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FlareSolverr => "flaresolverr",
+            Self::Direct => "direct",
+        }
+    }
+}
+
 /// Where tokens come from, and the limits of waiting for one.
 #[derive(Clone, Debug)]
 pub struct Refresh {

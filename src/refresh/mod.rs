@@ -51,6 +51,7 @@ pub use status::{
     EnvFileStatus, RedisStatus, RefreshStatus, RunStatus, SourceStatus, VerifierStatus,
 };
 
+use crate::config::SourceKind;
 use crate::token::{EnvFile, Generation, Published, RedisStore, Source, Token};
 
 /// What the refresher has to know.
@@ -81,23 +82,6 @@ pub struct RefreshSettings {
     pub env_file: Option<EnvFile>,
     /// `CHITAI_GOROD_BEARER_TOKEN` of the environment: the last resort at start.
     pub environment: Option<Token>,
-}
-
-/// A source that a run can ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SourceKind {
-    /// A page opened by FlareSolverr.
-    FlareSolverr,
-    /// The shop itself, asked without a browser.
-    Direct,
-}
-
-impl SourceKind {
-    /// The name in settings, logs and answers.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        Source::from(self).as_str()
-    }
 }
 
 impl From<SourceKind> for Source {
