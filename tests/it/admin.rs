@@ -136,9 +136,6 @@ async fn metrics_have_the_names_of_the_contract() {
     ] {
         assert!(metrics.contains(name), "{name} is not in\n{metrics}");
     }
-    for name in ["sidecar_store_errors", "sidecar_limited"] {
-        assert!(metrics.contains(name), "{name} is not in\n{metrics}");
-    }
     assert!(!metrics.contains("eyJ"), "no secret");
 }
 

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::support::client::{API, GATE};
 use crate::support::origin::Recorded;
@@ -43,7 +44,7 @@ async fn run(world: &World, mut command: Command) -> Output {
 const REQUESTS: usize = 12;
 
 /// The shop forgets the token after the fourth and again after the eighth request of a client.
-async fn kill_amid(world: &World) {
+async fn kill_amid(world: &World) -> ! {
     for (number, after) in [4, 8].into_iter().enumerate() {
         // Each death adds one refused send.
         let enough = after + number;
@@ -52,6 +53,15 @@ async fn kill_amid(world: &World) {
         })
         .await;
         world.kill_token();
+    }
+    std::future::pending().await
+}
+
+/// Runs `client` while the token dies twice.
+async fn amid_deaths<T>(world: &World, client: impl Future<Output = T>) -> T {
+    tokio::select! {
+        outcome = client => outcome,
+        never = kill_amid(world) => never,
     }
 }
 
@@ -80,7 +90,7 @@ async fn check_python(script: &str, package: Option<&str>) {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
     command.args([API, GATE, &REQUESTS.to_string()]);
-    let (output, ()) = tokio::join!(run(&world, command), kill_amid(&world));
+    let output = amid_deaths(&world, run(&world, command)).await;
     check_said(&output, script);
     check_world(&world);
 }
@@ -131,7 +141,7 @@ async fn python_api_client_of_the_old_system_sees_no_401_at_the_gateway() {
     let mut command = Command::new(python);
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/gateway_client.py"));
     command.args([format!("http://{}/web/api/v2", world.sidecar.proxy()), REQUESTS.to_string()]);
-    let (output, ()) = tokio::join!(run(&world, command), kill_amid(&world));
+    let output = amid_deaths(&world, run(&world, command)).await;
     if String::from_utf8_lossy(&output.stderr).contains("ModuleNotFoundError") {
         eprintln!("skipped: gateway_client.py: aiohttp is not installed");
         return;
@@ -165,7 +175,7 @@ async fn curl_sees_no_401() {
             assert_eq!(said, "200", "{}", String::from_utf8_lossy(&output.stderr));
         }
     };
-    tokio::join!(calls, kill_amid(&world));
+    amid_deaths(&world, calls).await;
     check_world(&world);
 }
 

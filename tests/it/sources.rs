@@ -252,7 +252,6 @@ async fn late_reply_of_the_solver_is_still_used() {
 async fn never_two_solves_at_once() {
     let world = dying(Mode::Solves, |stage| {
         stage.set("SOURCE_PATIENCE", "100ms");
-        stage.set("HOLD_TIMEOUT", "500ms");
         stage.solver.pause();
     })
     .await;

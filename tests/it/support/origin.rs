@@ -35,8 +35,8 @@ use super::token::{LIFE, Tokens, now};
 
 /// The path of the verifier's question.
 const VERIFY_PATH: &str = "/web/api/v2/search/product";
-/// The anonymous door.
-const ANONYMOUS_PATH: &str = "/web/api/v1/auth/anonymous";
+/// The end of the anonymous door's path, which each API host has.
+const ANONYMOUS_PATH: &str = "/api/v1/auth/anonymous";
 
 /// What the shop's 401 says.
 pub(crate) const REFUSAL: &str =
@@ -77,7 +77,11 @@ impl Recorded {
     }
 
     fn is_ours(&self) -> bool {
-        self.is_verification() || self.path() == ANONYMOUS_PATH || self.path() == "/"
+        self.is_verification() || self.is_at_the_door() || self.path() == "/"
+    }
+
+    fn is_at_the_door(&self) -> bool {
+        self.path().ends_with(ANONYMOUS_PATH)
     }
 }
 
@@ -297,7 +301,7 @@ impl Origin {
 
     /// Times that the anonymous door was tried.
     pub(crate) fn door_knocks(&self) -> usize {
-        self.all_requests().iter().filter(|request| request.path() == ANONYMOUS_PATH).count()
+        self.all_requests().iter().filter(|request| request.is_at_the_door()).count()
     }
 
     /// The most connections that were open at once.
@@ -430,10 +434,11 @@ impl Talk {
         if request.is_verification() {
             return self.verify(&head).await;
         }
-        match path.as_str() {
-            ANONYMOUS_PATH => return self.door().await,
-            "/" => return self.page().await,
-            _ => {}
+        if request.is_at_the_door() {
+            return self.door().await;
+        }
+        if path == "/" {
+            return self.page().await;
         }
         if behaviour.starts_with("gate") {
             self.shared.arrived.send_modify(|arrived| *arrived += 1);
