@@ -46,6 +46,8 @@ pub(super) enum AdminError {
     RefreshFailed {
         /// What went wrong, without secrets.
         error: String,
+        /// Whether the API refused what the sources gave.
+        refused: bool,
         /// When the next try may help.
         retry_after: Duration,
     },
@@ -57,12 +59,20 @@ struct Body {
     error: &'static str,
     message: String,
     hint: &'static str,
+    /// Of a failed refresh: the API refused what the sources gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<bool>,
 }
 
 impl AdminError {
     /// The answer that tells the client.
     pub(super) fn answer(&self) -> Answer {
-        let body = Body { error: self.code(), message: self.to_string(), hint: self.hint() };
+        let refused = match self {
+            Self::RefreshFailed { refused, .. } => Some(*refused),
+            _ => None,
+        };
+        let body =
+            Body { error: self.code(), message: self.to_string(), hint: self.hint(), refused };
         let mut answer = answer::json(self.status(), &body);
         if let Some((name, value)) = self.field() {
             answer.headers_mut().insert(name, value);
@@ -145,8 +155,12 @@ mod tests {
     #[test]
     fn a_failed_refresh_says_when_to_try_again() {
         let retry_after = Duration::from_millis(4_200);
-        let answer =
-            AdminError::RefreshFailed { error: "no source".to_owned(), retry_after }.answer();
+        let answer = AdminError::RefreshFailed {
+            error: "no source".to_owned(),
+            refused: false,
+            retry_after,
+        }
+        .answer();
         assert_eq!(answer.status(), StatusCode::BAD_GATEWAY);
         assert_eq!(answer.headers()[header::RETRY_AFTER], "5");
     }

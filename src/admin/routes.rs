@@ -137,6 +137,7 @@ fn metrics(state: &AdminState) -> Answer {
 async fn refresh(state: &AdminState) -> Result<Answer, AdminError> {
     let published =
         state.refresher.refresh_now().await.map_err(|failure| AdminError::RefreshFailed {
+            refused: failure.error.is_refusal(),
             error: failure.error.to_string(),
             retry_after: failure.retry_after,
         })?;

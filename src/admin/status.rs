@@ -1,16 +1,11 @@
 //! What `/ready` and `/status` say.
 
-use std::time::Duration;
-
 use serde::{Serialize, Serializer};
 
 use super::AdminState;
 use crate::metrics::Route;
 use crate::refresh::RefreshStatus;
 use crate::token::{Published, Timestamp};
-
-/// After this time without a request to the API, something may be set up wrong.
-const QUIET: Duration = Duration::from_mins(5);
 
 /// Whether requests can be served now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -73,10 +68,8 @@ impl Status {
     pub(super) fn of(state: &AdminState) -> Self {
         let current = state.cache.current();
         let renewal = state.refresher.status();
-        let uptime = state.started.elapsed();
         let requests = state.metrics.requests_by_route();
         let facts = Facts {
-            uptime,
             requests: &requests,
             token: TokenFact::of(current.as_deref()),
             redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
@@ -84,7 +77,7 @@ impl Status {
         };
         Self {
             version: state.version,
-            uptime_s: uptime.as_secs(),
+            uptime_s: state.started.elapsed().as_secs(),
             readiness: Readiness::of(state),
             token: current.as_deref().map(TokenStatus::of),
             hints: facts.hints(),
@@ -114,7 +107,6 @@ impl TokenStatus {
 /// What hints are drawn from.
 #[derive(Clone, Copy, Default)]
 struct Facts<'a> {
-    uptime: Duration,
     requests: &'a [(Route, u64)],
     token: TokenFact,
     redis_down: bool,
@@ -142,7 +134,7 @@ impl TokenFact {
 impl Facts<'_> {
     /// What a person should know, what hurts most first.
     fn hints(&self) -> Vec<&'static str> {
-        let quiet = self.uptime >= QUIET && self.count(is_api) == 0;
+        let quiet = self.count(is_api) == 0;
         let elsewhere = self.count(|route| !is_api(route)) > 0;
         let hints = [
             (self.token == TokenFact::None, "no token yet; see last_error in refresh"),
@@ -181,12 +173,11 @@ fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, QUIET, Readiness, TokenFact};
+    use super::{Facts, Readiness, TokenFact};
     use crate::metrics::Route;
     use crate::token::{Published, Source, Timestamp, Token, TokenCache};
     use std::collections::HashSet;
     use std::sync::Arc;
-    use std::time::Duration;
 
     /// A token with `exp` 1000.
     fn published() -> Arc<Published> {
@@ -213,17 +204,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_start_gives_no_hint_but_a_quiet_while_does() {
+    fn no_request_at_all_gives_a_hint() {
         let idle = [(Route::Intercept, 0), (Route::Tunnel, 0)];
-        let facts = |uptime| Facts { uptime, requests: &idle, ..Facts::default() };
-        assert!(facts(QUIET.saturating_sub(Duration::from_secs(1))).hints().is_empty());
-        assert_eq!(facts(QUIET).hints(), ["no request to the API seen; is HTTPS_PROXY set?"]);
+        let facts = Facts { requests: &idle, ..Facts::default() };
+        assert_eq!(facts.hints(), ["no request to the API seen; is HTTPS_PROXY set?"]);
     }
 
     #[test]
     fn traffic_to_other_hosts_alone_gives_another_hint() {
         let only_tunnels = [(Route::Intercept, 0), (Route::Tunnel, 7)];
-        let facts = Facts { uptime: QUIET, requests: &only_tunnels, ..Facts::default() };
+        let facts = Facts { requests: &only_tunnels, ..Facts::default() };
         let hints = facts.hints();
         assert!(hints.len() == 1 && hints[0].contains("API_ORIGINS"), "{hints:?}");
     }
@@ -231,17 +221,19 @@ mod tests {
     #[test]
     fn a_working_sidecar_gives_no_hint() {
         let busy = [(Route::Gateway, 1), (Route::Tunnel, 7)];
-        let facts = Facts { uptime: QUIET * 10, requests: &busy, ..Facts::default() };
+        let facts = Facts { requests: &busy, ..Facts::default() };
         assert!(facts.hints().is_empty());
     }
 
     #[test]
     fn each_trouble_has_its_hint() {
+        let requests = &[(Route::Gateway, 1)];
+        let well = Facts { requests, ..Facts::default() };
         let trouble = [
-            Facts { token: TokenFact::None, ..Facts::default() },
-            Facts { token: TokenFact::Unverified, ..Facts::default() },
-            Facts { redis_down: true, ..Facts::default() },
-            Facts { verifier_blind: true, ..Facts::default() },
+            Facts { token: TokenFact::None, ..well },
+            Facts { token: TokenFact::Unverified, ..well },
+            Facts { redis_down: true, ..well },
+            Facts { verifier_blind: true, ..well },
         ];
         let hints: HashSet<_> = trouble.iter().flat_map(Facts::hints).collect();
         assert_eq!(hints.len(), trouble.len());

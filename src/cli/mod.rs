@@ -19,6 +19,9 @@ use crate::telemetry;
 /// A setting is wrong, or the command line is: what clap ends with, too.
 const EXIT_USAGE: u8 = 2;
 
+/// The sidecar refused to act, or the API refuses every new token.
+const EXIT_REFUSED: u8 = 1;
+
 /// A source or a store failed.
 const EXIT_FAILED: u8 = 3;
 

@@ -9,13 +9,13 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use super::client::request;
-use super::{EXIT_FAILED, fail};
+use super::{EXIT_FAILED, EXIT_REFUSED, fail};
 use crate::app::{AppError, refresh_once};
 use crate::config::Config;
 
 /// Renews the token through the running sidecar, or, where none answers, by
-/// itself. Exit code 0 done, 1 refused by the sidecar, 3 a source or store
-/// failed.
+/// itself. Exit code 0 done, 1 refused, by the sidecar or by the API, 3 a source or
+/// store failed.
 pub(super) async fn execute(config: &Config) -> Result<ExitCode, AppError> {
     let progress = progress("asking the sources for a token");
     let by_sidecar = through_sidecar(config).await;
@@ -54,10 +54,11 @@ async fn through_sidecar(config: &Config) -> Option<ExitCode> {
             print_result(&text("generation"), &text("source"), &text("expires_at"));
             ExitCode::SUCCESS
         }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            fail(&format!("the sidecar refused: {} ({})", text("message"), text("hint")), 1)
-        }
-        _ => fail(&format!("the refresh failed: {}", text("message")), EXIT_FAILED),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => fail(
+            &format!("the sidecar refused: {} ({})", text("message"), text("hint")),
+            EXIT_REFUSED,
+        ),
+        _ => failed(&text("message"), body["refused"] == true),
     })
 }
 
@@ -65,7 +66,7 @@ async fn by_itself(config: &Config) -> Result<ExitCode, AppError> {
     let refreshed = match refresh_once(config).await? {
         Ok(refreshed) => refreshed,
         Err(failure) => {
-            return Ok(fail(&format!("the refresh failed: {}", failure.error), EXIT_FAILED));
+            return Ok(failed(&failure.error.to_string(), failure.error.is_refusal()));
         }
     };
     let published = &refreshed.published;
@@ -75,6 +76,14 @@ async fn by_itself(config: &Config) -> Result<ExitCode, AppError> {
         eprintln!("token-sidecar: not saved: {problem}");
     }
     Ok(if refreshed.unsaved.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
+}
+
+/// 1 where the sources work and the API refuses what they give, else 3.
+fn failed(message: &str, refused: bool) -> ExitCode {
+    fail(
+        &format!("the refresh failed: {message}"),
+        if refused { EXIT_REFUSED } else { EXIT_FAILED },
+    )
 }
 
 fn print_result(generation: &str, source: &str, expires_at: &str) {

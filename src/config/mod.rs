@@ -388,9 +388,11 @@ impl Refresh {
 impl Stores {
     /// Reads the section.
     fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        // Read in any case: a bad value is one, whether it is used today or not.
+        let ttl = env.duration("TOKEN_TTL")?;
         Ok(Self {
             redis: match env.given("REDIS_URL") {
-                Some(url) => Some(Redis::from_env(env, url)?),
+                Some(url) => Some(Redis::from_env(env, url, ttl)?),
                 None => None,
             },
             env_file: env.path("ENV_FILE").unwrap_or_default(),
@@ -402,7 +404,7 @@ impl Stores {
 
 impl Redis {
     /// Reads the section.
-    fn from_env(env: &Env, url: &str) -> Result<Self, ConfigError> {
+    fn from_env(env: &Env, url: &str, ttl: Duration) -> Result<Self, ConfigError> {
         const SCHEMES: [&str; 3] = ["redis://", "rediss://", "unix://"];
         if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ConfigError::new(
@@ -415,7 +417,7 @@ impl Redis {
             password: env.given("REDIS_PASSWORD").map(Secret::new),
             key: env.text("REDIS_KEY").to_owned(),
             cookies_key: env.text("REDIS_COOKIES_KEY").to_owned(),
-            ttl: env.duration("TOKEN_TTL")?,
+            ttl,
             tls_ca: env.path("REDIS_TLS_CA"),
             tls_cert: env.path("REDIS_TLS_CERT"),
             tls_key: env.path("REDIS_TLS_KEY"),

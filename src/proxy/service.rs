@@ -187,24 +187,22 @@ impl Service {
             }
         };
         let answer = answer.await.unwrap_or_else(ProxyError::into_response);
-        self.note(route.get(), &seen, &answer, started);
+        // An opened interception counts by its inner requests.
+        if next.borrow().as_ref().is_none_or(|(_, next)| matches!(next, Next::Tunnel(_))) {
+            self.count(route.get(), &answer, started);
+        }
+        log(route.get(), &seen, &answer, started);
         answer
     }
 
     /// Counts and logs an answer.
     pub(super) fn note(&self, route: Route, seen: &Seen, answer: &Answer, started: Instant) {
-        let took = started.elapsed();
-        let status = answer.status().as_u16();
-        self.shard.request(route, status, took);
-        debug!(
-            client.addr = %seen.client,
-            route = route.as_str(),
-            http.method = %seen.method,
-            http.target = seen.target,
-            http.status = status,
-            took_ms = took.as_millis(),
-            "request answered"
-        );
+        self.count(route, answer, started);
+        log(route, seen, answer, started);
+    }
+
+    fn count(&self, route: Route, answer: &Answer, started: Instant) {
+        self.shard.request(route, answer.status().as_u16(), started.elapsed());
     }
 
     /// CONNECT: an API host is intercepted, another one dialled.
@@ -345,6 +343,18 @@ impl Seen {
         };
         Self { client, method: request.method().clone(), target }
     }
+}
+
+fn log(route: Route, seen: &Seen, answer: &Answer, started: Instant) {
+    debug!(
+        client.addr = %seen.client,
+        route = route.as_str(),
+        http.method = %seen.method,
+        http.target = seen.target,
+        http.status = answer.status().as_u16(),
+        took_ms = started.elapsed().as_millis(),
+        "request answered"
+    );
 }
 
 fn route_of(method: &Method, uri: &Uri) -> Route {

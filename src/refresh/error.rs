@@ -30,6 +30,19 @@ pub enum RefreshError {
 }
 
 impl RefreshError {
+    /// Whether there were new tokens and the API refused them all: no source
+    /// is out of order, the API wants none of what they give.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::RefusedAgain => true,
+            Self::Sources(failures) => {
+                !failures.is_empty() && failures.iter().all(|failure| failure.error.is_refusal())
+            }
+            Self::Panicked | Self::Stopped => false,
+        }
+    }
+
     /// Whether a source could not even be reached, so that its coming back
     /// changes matters.
     pub(super) fn is_unreachable(&self, source: SourceKind) -> bool {
@@ -110,6 +123,10 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::KnownRefused | Self::Rejected)
+    }
+
     fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::TimedOut(_))
     }

@@ -81,6 +81,8 @@ impl Refresher {
             sleep(pause).await;
             pause = (pause * 2).min(CALIBRATE_LONGEST);
         }
+        // The answer's date may have moved the clock, past `exp` perhaps.
+        self.woken.notify_one();
     }
 
     /// Has tokens verified that were published without a verdict.

@@ -24,6 +24,41 @@ async fn differing_content_lengths_are_refused() {
 }
 
 #[tokio::test]
+async fn missing_host_is_refused() {
+    check_is_bad_request("Transfer-Encoding: chunked\r\n").await;
+}
+
+#[tokio::test]
+async fn second_host_is_refused() {
+    check_is_bad_request("Host: x\r\nHost: y\r\nTransfer-Encoding: chunked\r\n").await;
+}
+
+#[tokio::test]
+async fn chunked_coding_applied_twice_is_refused() {
+    check_is_bad_request("Host: x\r\nTransfer-Encoding: chunked, chunked\r\n").await;
+}
+
+#[tokio::test]
+async fn space_before_a_colon_is_refused() {
+    check_is_bad_request("Host : x\r\nTransfer-Encoding: chunked\r\n").await;
+}
+
+#[tokio::test]
+async fn targets_of_no_use_are_refused() {
+    let world = World::start().await;
+    let targets = [
+        format!("http://user:word@{API}/web/api/v2/x"),
+        format!("ftp://{API}/x"),
+        format!("{API}:443"),
+    ];
+    for target in targets {
+        let response = world.raw(format!("GET {target} HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
+        assert_eq!((response.status, response.code().as_str()), (400, "bad_request"), "{target}");
+    }
+    assert!(world.origin.requests().is_empty());
+}
+
+#[tokio::test]
 async fn head_above_the_bound_is_431() {
     let world = World::start().await;
     let filler = "x".repeat(80 * 1024);

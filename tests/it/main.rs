@@ -1,6 +1,7 @@
 //! The sidecar as a black box: the real binary among real neighbours on loopback.
 
 #![allow(clippy::unwrap_used, reason = "in a test an unmet expectation is a failure")]
+#![allow(clippy::disallowed_methods, reason = "the environment here is that of the test run")]
 
 mod support;
 

@@ -354,7 +354,8 @@ async fn env_file_keeps_other_lines_comments_and_mode() {
     };
     assert_eq!(kept(&after), kept(&before));
     assert_eq!(after.matches("CHITAI_GOROD_BEARER_TOKEN=").count(), 1);
-    assert!(after.contains(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{token}\"")), "{after}");
+    let line = after.lines().find(|line| line.starts_with("CHITAI_GOROD_BEARER_TOKEN=\"")).unwrap();
+    assert!(line.contains(&format!("{token}\"")), "{after}");
     let mode = std::fs::metadata(world.env_file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
     assert_eq!(leftovers(&world), Vec::<String>::new());

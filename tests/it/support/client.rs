@@ -118,10 +118,6 @@ impl Request {
         request
     }
 
-    pub(crate) fn method(&self) -> &str {
-        &self.method
-    }
-
     fn bytes(&self, way: Way) -> Vec<u8> {
         let start = format!("{} {} HTTP/1.1", self.method, way.target(&self.path));
         let mut fields = vec![("Host".to_owned(), way.host().to_owned())];

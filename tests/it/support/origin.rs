@@ -440,7 +440,7 @@ impl Talk {
         if path == "/" {
             return self.page().await;
         }
-        if behaviour.starts_with("gate") {
+        if behaviour.starts_with("gate/") {
             self.shared.arrived.send_modify(|arrived| *arrived += 1);
             let _ = self.shared.gate.subscribe().wait_for(|&open| open).await;
         }
