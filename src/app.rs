@@ -79,8 +79,9 @@ impl App {
         let listener = listen("PROXY_LISTEN", config.listen.proxy)?;
         let admin_listener = listen("ADMIN_LISTEN", config.listen.admin)?;
         let (proxy_address, admin_address) = (address_of(&listener)?, address_of(&admin_listener)?);
-        let trust = Trust::open(config)?;
         let core = Core::new(config, vec![proxy_address, admin_address])?;
+        // After the files that are only read: it may make a CA.
+        let trust = Trust::open(config)?;
         let stores = config.stores.clone();
         let refresher = core.refresher(config, Some(&stores))?;
 

@@ -1,7 +1,8 @@
 //! The gate: refuses what hyper lets through and no proxy may forward.
 //!
 //! hyper itself refuses obsolete line folding, space before a colon, NUL and
-//! bare CR, and a bad or differing `Content-Length`.
+//! bare CR, and a bad or differing `Content-Length`. What it hides from its
+//! service, `head` sees.
 
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;

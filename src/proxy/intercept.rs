@@ -24,6 +24,7 @@ use tracing::debug;
 use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
+use super::head::Inspected;
 use super::service::{Answer, Seen, Service};
 use crate::config::normalize_host;
 use crate::metrics::Route;
@@ -65,9 +66,9 @@ impl Service {
             Ok(Err(error)) => return debug!(%error, client.addr = %client, "tunnel was not used"),
             Err(_) => return debug!(client.addr = %client, "tunnel was not used in time"),
         };
-        let route = |request| {
+        let route = |request, head| {
             let (service, tunnelled) = (Rc::clone(self), &tunnelled);
-            async move { service.inner(request, tunnelled, client).await }
+            async move { service.inner(request, head, tunnelled, client).await }
         };
         if first != TLS_HANDSHAKE {
             return self.serve_http(stream, route).await;
@@ -86,12 +87,17 @@ impl Service {
     async fn inner(
         self: Rc<Self>,
         request: Request<Incoming>,
+        head: Result<(), ProxyError>,
         tunnelled: &Tunnelled,
         client: SocketAddr,
     ) -> Answer {
         let started = Instant::now();
         let seen = Seen::of(&request, client);
-        let answer = self.forward_inner(request, tunnelled).await;
+        let answer = async {
+            head?;
+            self.forward_inner(request, tunnelled).await
+        };
+        let answer = answer.await;
         let answer = answer.unwrap_or_else(ProxyError::into_response);
         self.note(Route::Intercept, &seen, &answer, started);
         answer
@@ -170,10 +176,10 @@ impl Rewound {
     /// The connection ended before the answer to the CONNECT was written.
     pub(super) async fn from_upgrade(on_upgrade: OnUpgrade) -> io::Result<Self> {
         let upgraded: Upgraded = on_upgrade.await.map_err(io::Error::other)?;
-        let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+        let parts = upgraded.downcast::<TokioIo<Inspected<TcpStream>>>();
         let parts =
             parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
-        Ok(Self { early: parts.read_buf, stream: parts.io.into_inner() })
+        Ok(Self { early: parts.read_buf, stream: parts.io.into_inner().into_inner() })
     }
 }
 

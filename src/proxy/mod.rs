@@ -17,6 +17,7 @@ mod credentials;
 mod error;
 mod forward;
 mod gate;
+mod head;
 mod headers;
 mod hold;
 mod intercept;

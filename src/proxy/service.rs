@@ -23,6 +23,7 @@ use super::body::AnswerBody;
 use super::credentials::presents;
 use super::error::ProxyError;
 use super::forward::Outbound;
+use super::head::HeadWatch;
 use super::intercept::Tunnelled;
 use super::replay::ReplayBody;
 use super::{Proxy, gate};
@@ -108,9 +109,9 @@ impl Service {
         self.shard.connection_opened();
         let Client { stream, address, admitted } = client;
         let next = Rc::new(RefCell::new(None));
-        self.serve_http(stream, |request| {
+        self.serve_http(stream, |request, head| {
             let (service, next) = (Rc::clone(&self), Rc::clone(&next));
-            async move { service.outer(request, address, &next).await }
+            async move { service.outer(request, head, address, &next).await }
         })
         .await;
         let upgrade = next.take();
@@ -123,16 +124,23 @@ impl Service {
         drop(admitted);
     }
 
-    /// Serves HTTP on `stream` with `route`, until it ends or the drain begins.
+    /// Serves HTTP on `stream` with `route`, until it ends or the drain
+    /// begins. `route` is told what is wrong with the head as it came.
     pub(super) async fn serve_http<I, R, F>(&self, stream: I, route: R)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        R: Fn(Request<Incoming>) -> F,
+        R: Fn(Request<Incoming>, Result<(), ProxyError>) -> F,
         F: Future<Output = Answer>,
     {
+        let watch = Arc::new(HeadWatch::default());
+        let stream = watch.inspect(stream);
         let service = service_fn(|request| {
-            let answer = route(request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            let (answer, watch) = (route(request, watch.take()), Arc::clone(&watch));
+            async move {
+                let answer = answer.await;
+                watch.await_head();
+                Ok::<_, Infallible>(answer)
+            }
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = std::pin::pin!(connection);
@@ -163,6 +171,7 @@ impl Service {
     async fn outer(
         self: Rc<Self>,
         mut request: Request<Incoming>,
+        head: Result<(), ProxyError>,
         client: SocketAddr,
         next: &RefCell<Option<(hyper::upgrade::OnUpgrade, Next)>>,
     ) -> Answer {
@@ -173,6 +182,7 @@ impl Service {
         let (parts, body) = request.into_parts();
         let route = Cell::new(route_of(&parts.method, &parts.uri));
         let answer = async {
+            head?;
             gate::check(&parts)?;
             if let Some(on_upgrade) = on_upgrade {
                 let follows = self.connect(&parts, &route).await?;

@@ -1,16 +1,13 @@
 //! CONNECT to any other host: bytes are copied both ways, nothing is parsed.
 
 use std::cell::Cell;
-use std::io;
-use std::pin::Pin;
-use std::rc::Rc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -29,12 +26,15 @@ const BUFFER: usize = 64 * 1024;
 impl Service {
     /// Copies until both sides have ended, or nothing moves any more.
     pub(super) async fn tunnel(&self, on_upgrade: OnUpgrade, upstream: TcpStream) {
-        let mut client = match Rewound::from_upgrade(on_upgrade).await {
+        let client = match Rewound::from_upgrade(on_upgrade).await {
             Ok(client) => client,
             Err(error) => return debug!(%error, "tunnel was not used"),
         };
-        let last = Rc::new(Cell::new(Instant::now()));
-        let mut upstream = Watched { stream: upstream, last: Rc::clone(&last) };
+        let last = Cell::new(Instant::now());
+        // What moves was read from one of the two.
+        let note = |_: &[u8]| last.set(Instant::now());
+        let (mut client, mut upstream) =
+            (InspectReader::new(client, note), InspectReader::new(upstream, note));
         tokio::select! {
             copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => {
                 match copied {
@@ -59,48 +59,4 @@ async fn rest(last: &Cell<Instant>, drain: &CancellationToken) {
         () = drain.cancelled() => {}
     }
     idle_for(DRAIN_IDLE_LIMIT).await;
-}
-
-/// A stream that notes when bytes last moved.
-struct Watched {
-    stream: TcpStream,
-    last: Rc<Cell<Instant>>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            this.last.set(Instant::now());
-        }
-        read
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        if written.is_ready() {
-            this.last.set(Instant::now());
-        }
-        written
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
-    }
 }

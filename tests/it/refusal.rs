@@ -248,9 +248,6 @@ async fn rule_2_endpoint_that_is_always_401_does_not_hide_a_death() {
 #[tokio::test]
 async fn rule_2_polled_refusals_ask_the_verifier_at_most_once_a_second() {
     let world = World::start().await;
-    // The token of the env file is verified in the background first.
-    let verified = |status: &serde_json::Value| status["token"]["verified"] == true;
-    world.sidecar.status_where("the first verification", verified).await;
     let start = tokio::time::Instant::now();
     let before = world.origin.verifications().len();
     let calls = (0..60).map(|number| {

@@ -203,7 +203,7 @@ pub(crate) struct World {
 impl World {
     /// The plain one of [`Stage::new`].
     pub(crate) async fn start() -> Self {
-        Stage::new().await.start().await
+        Stage::new().await.start().await.settled().await
     }
 
     /// One with these variables.
@@ -212,7 +212,17 @@ impl World {
         for (name, value) in variables {
             stage.set(name, value);
         }
-        stage.start().await
+        stage.start().await.settled().await
+    }
+
+    /// What the sidecar does by itself at first is done: the token of the env
+    /// file is verified, the verifier calibrated.
+    async fn settled(self) -> Self {
+        let settled = |status: &serde_json::Value| {
+            status["token"]["verified"] == true && status["verifier"]["state"] == "trusted"
+        };
+        self.sidecar.status_where("the first verification", settled).await;
+        self
     }
 
     /// Ends the sidecar at once and hands its neighbours back.
