@@ -11,6 +11,7 @@ mod authority;
 mod authorization;
 mod clients;
 mod commands;
+mod documents;
 mod drain;
 mod fidelity;
 mod gate;

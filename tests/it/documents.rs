@@ -1,0 +1,51 @@
+//! The documents say what the registry of variables says.
+
+use std::fs;
+
+use token_sidecar::config::{VARIABLES, Variable};
+
+fn read(name: &str) -> String {
+    fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// Every variable is in `document` once, as `line` writes it, and no other is.
+fn check(document: &str, line: impl Fn(&Variable) -> String, is_line: impl Fn(&str) -> bool) {
+    let text = read(document);
+    let mut found: Vec<&str> = text.lines().filter(|line| is_line(line)).collect();
+    let mut expected: Vec<String> = VARIABLES.iter().map(line).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected, "{document}");
+}
+
+#[test]
+fn readme_lists_every_variable_with_default_and_meaning() {
+    let line = |variable: &Variable| {
+        let default = match variable.default {
+            "" => "none".to_owned(),
+            default => format!("`{default}`"),
+        };
+        format!("| `{}` | {default} | {} |", variable.name, variable.meaning)
+    };
+    check("README.md", line, |line| {
+        let name = line.strip_prefix("| `").and_then(|rest| rest.split_once("` | "));
+        name.is_some_and(|(name, _)| name.chars().all(|c| c.is_ascii_uppercase() || c == '_'))
+    });
+}
+
+#[test]
+fn env_example_has_every_variable_with_its_default() {
+    let line = |variable: &Variable| match variable.name {
+        // Examples, since there is no default.
+        "FLARESOLVERR_URL" => "# FLARESOLVERR_URL=http://127.0.0.1:8191/v1".to_owned(),
+        "REDIS_URL" => "# REDIS_URL=redis://127.0.0.1:6379/0".to_owned(),
+        // Kept up to date by the sidecar.
+        "CHITAI_GOROD_BEARER_TOKEN" => "CHITAI_GOROD_BEARER_TOKEN=\"\"".to_owned(),
+        name if variable.default.contains(['&', '[']) => format!("# {name}='{}'", variable.default),
+        name => format!("# {name}={}", variable.default),
+    };
+    check(".env.example", line, |line| {
+        let name = line.strip_prefix("# ").unwrap_or(line).split('=').next().unwrap_or_default();
+        line.contains('=') && VARIABLES.iter().any(|variable| variable.name == name)
+    });
+}
