@@ -22,7 +22,7 @@ use crate::net::{ClientLimits, Dialer, Egress, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
-use crate::token::{Clock, EnvFile, RedisSettings, RedisStore, Token, TokenCache};
+use crate::token::{Clock, EnvFile, RedisStore, Token, TokenCache};
 
 /// Held requests give up this long before the drain ends.
 const RELEASE_BEFORE_END: Duration = Duration::from_secs(5);
@@ -427,16 +427,7 @@ fn redis_store(stores: &config::Stores) -> Result<Option<RedisStore>, ConfigErro
     let Some(redis) = &stores.redis else {
         return Ok(None);
     };
-    let store = RedisStore::new(RedisSettings {
-        url: redis.url.expose().to_owned(),
-        password: redis.password.clone(),
-        key: redis.key.clone(),
-        cookies_key: redis.cookies_key.clone(),
-        ttl: redis.ttl,
-        tls_ca: redis.tls_ca.clone(),
-        tls_cert: redis.tls_cert.clone(),
-        tls_key: redis.tls_key.clone(),
-    });
+    let store = RedisStore::new(redis.clone());
     store.map(Some).map_err(|error| ConfigError::new("REDIS_URL", error.to_string()))
 }
 

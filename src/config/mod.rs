@@ -172,7 +172,7 @@ pub struct Refresh {
 #[derive(Clone, Debug)]
 pub struct Stores {
     /// The shared store, if there is one.
-    pub redis: Option<Redis>,
+    pub redis: Option<RedisSettings>,
     /// The file with the token's line. `ENV_FILE`.
     pub env_file: PathBuf,
     /// Whether a missing file is created: only if `ENV_FILE` was set.
@@ -183,7 +183,7 @@ pub struct Stores {
 
 /// The Redis store. `REDIS_URL` and what goes with it.
 #[derive(Clone, Debug)]
-pub struct Redis {
+pub struct RedisSettings {
     /// `redis://`, `rediss://` or `unix://`; may hold a password.
     pub url: Secret,
     /// `REDIS_PASSWORD`.
@@ -392,7 +392,7 @@ impl Stores {
         let ttl = env.duration("TOKEN_TTL")?;
         Ok(Self {
             redis: match env.given("REDIS_URL") {
-                Some(url) => Some(Redis::from_env(env, url, ttl)?),
+                Some(url) => Some(RedisSettings::from_env(env, url, ttl)?),
                 None => None,
             },
             env_file: env.path("ENV_FILE").unwrap_or_default(),
@@ -402,7 +402,7 @@ impl Stores {
     }
 }
 
-impl Redis {
+impl RedisSettings {
     /// Reads the section.
     fn from_env(env: &Env, url: &str, ttl: Duration) -> Result<Self, ConfigError> {
         const SCHEMES: [&str; 3] = ["redis://", "rediss://", "unix://"];

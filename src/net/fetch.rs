@@ -86,8 +86,11 @@ async fn collect(
     Ok(Response::from_parts(parts, body.to_bytes()))
 }
 
-/// The path and query alone, as an origin server is asked.
-fn origin_form(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().cloned();
-    Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+/// The path and query alone, as an origin server is asked (RFC 9112 §3.2.1).
+#[must_use]
+pub fn origin_form(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    // `http://host?query` has no path: an origin-form target needs one.
+    let rooted = if path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
+    Uri::try_from(rooted).unwrap_or_else(|_| Uri::from_static("/"))
 }

@@ -16,6 +16,6 @@ mod workers;
 
 pub use dial::{DialError, Dialer, Reach, UpstreamStream};
 pub use egress::Egress;
-pub use fetch::FetchError;
+pub use fetch::{FetchError, origin_form};
 pub use upstream::{PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};

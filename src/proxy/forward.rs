@@ -17,12 +17,11 @@ use super::credentials::{has_personal_token, has_token_cookie};
 use super::error::{PassedOn, ProxyError, mark_passed_on};
 use super::headers::{Rewrite, for_client, for_upstream};
 use super::hold::Deadline;
-use super::intercept::origin_form;
 use super::replay::{Replay, ReplayBody};
 use super::service::{Answer, Service};
 use super::{Proxy, Settings};
 use crate::metrics::{Limit, ReplayOutcome};
-use crate::net::Upstream;
+use crate::net::{Upstream, origin_form};
 use crate::refresh::{Endpoint, Refusal, Verdict};
 use crate::token::{Published, Timestamp, Token};
 

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::HOST;
-use http::uri::{Authority, PathAndQuery};
-use http::{Method, Request, Uri};
+use http::uri::Authority;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -28,6 +28,7 @@ use super::head::Inspected;
 use super::service::{Answer, Seen, Service};
 use crate::config::normalize_host;
 use crate::metrics::Route;
+use crate::net::origin_form;
 
 /// Longest time until a client has begun, and until it has finished, its TLS
 /// handshake.
@@ -139,14 +140,6 @@ impl Tunnelled {
         let same_port = named.port_u16().is_none_or(|port| port == self.port);
         same_port && normalize_host(named.host()) == self.host
     }
-}
-
-/// The path and query alone.
-pub(super) fn origin_form(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    // `http://host?query` has no path: an origin-form target needs one.
-    let rooted = if path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
-    Uri::try_from(rooted).unwrap_or_else(|_| Uri::from_static("/"))
 }
 
 /// The client's stream after the CONNECT, and its first byte; `None` where it

@@ -23,8 +23,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::{RefreshSettings, lock};
+use crate::config::{RedisSettings, Secret};
 use crate::net::{Dialer, Egress};
-use crate::token::{RedisSettings, RedisStore, Token};
+use crate::token::{RedisStore, Token};
 
 /// A request as a server saw it.
 #[derive(Clone, Debug)]
@@ -181,7 +182,7 @@ impl Drop for Redis {
 
 pub(super) fn redis_store(url: &str) -> RedisStore {
     let settings = RedisSettings {
-        url: url.to_owned(),
+        url: Secret::new(url),
         password: None,
         key: "chitai_gorod_token".to_owned(),
         cookies_key: "chitai_gorod_cookies".to_owned(),

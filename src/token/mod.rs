@@ -23,7 +23,7 @@ pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
 pub use error::StoreError;
 pub use jwt::TokenError;
-pub use redis::{RedisSettings, RedisStore, Stored};
+pub use redis::{RedisStore, Stored};
 
 use jwt::Claims;
 

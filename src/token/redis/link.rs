@@ -21,7 +21,8 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::{RedisSettings, StoreError};
+use super::StoreError;
+use crate::config::RedisSettings;
 
 /// Bounds the connecting, and each answer.
 const STEP_LIMIT: Duration = Duration::from_secs(1);
@@ -115,13 +116,13 @@ fn client(settings: &RedisSettings) -> Result<Client, StoreError> {
 }
 
 fn connection_info(settings: &RedisSettings) -> Result<ConnectionInfo, StoreError> {
-    let url = &settings.url;
+    let url = settings.url.expose();
     let known = ["redis://", "rediss://", "unix://"];
     // `#insecure` would switch the check of the server's certificate off.
     if !known.iter().any(|scheme| url.starts_with(scheme)) || url.ends_with("#insecure") {
         return Err(StoreError::RedisUrl);
     }
-    let info = url.as_str().into_connection_info().map_err(|_| StoreError::RedisUrl)?;
+    let info = url.into_connection_info().map_err(|_| StoreError::RedisUrl)?;
     let Some(password) = &settings.password else {
         return Ok(info);
     };
@@ -141,7 +142,7 @@ fn certificates(settings: &RedisSettings) -> Result<Option<TlsCertificates>, Sto
     if client_tls.is_none() && root_cert.is_none() {
         return Ok(None);
     }
-    if !settings.url.starts_with("rediss://") {
+    if !settings.url.expose().starts_with("rediss://") {
         return Err(StoreError::RedisTlsScheme);
     }
     Ok(Some(TlsCertificates { client_tls, root_cert }))

@@ -16,7 +16,6 @@ mod tests;
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
     str,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -29,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
 use super::{Cookies, Published, StoreError, Timestamp, Token};
-use crate::config::Secret;
+use crate::config::RedisSettings;
 use link::Link;
 
 /// The cookie from which older programs read the token.
@@ -37,28 +36,6 @@ const TOKEN_COOKIE: &str = "access-token";
 
 /// Unreadable values that are remembered as reported.
 const MAX_REPORTED: usize = 64;
-
-/// Where the Redis server is, and what is kept there.
-#[derive(Clone)]
-pub struct RedisSettings {
-    /// `redis://`, `rediss://` or `unix://`. May hold a password.
-    pub url: String,
-    /// Overrides the password in the URL.
-    pub password: Option<Secret>,
-    /// The key of the bare JWT.
-    pub key: String,
-    /// The key of the cookies.
-    pub cookies_key: String,
-    /// Longest time to live of the keys.
-    pub ttl: Duration,
-    /// Authorities that the server's certificate is checked by; without them,
-    /// those of the system.
-    pub tls_ca: Option<PathBuf>,
-    /// Our own certificate, for servers that ask for one.
-    pub tls_cert: Option<PathBuf>,
-    /// The key to that certificate.
-    pub tls_key: Option<PathBuf>,
-}
 
 /// What a load has found.
 #[derive(Clone, Debug)]

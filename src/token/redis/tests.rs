@@ -2,7 +2,7 @@
 
 use std::{
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Instant,
@@ -12,6 +12,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::Secret;
 use crate::token::{
     Source, TokenCache,
     test_support::{jwt, token},
@@ -106,7 +107,7 @@ fn spawn(port: u16, folder: &Path, arguments: &Vec<String>) -> Child {
 
 fn settings(url: &str) -> RedisSettings {
     RedisSettings {
-        url: url.to_owned(),
+        url: Secret::new(url),
         password: None,
         key: "chitai_gorod_token".into(),
         cookies_key: "chitai_gorod_cookies".into(),
@@ -343,10 +344,11 @@ async fn a_password_may_have_any_characters() {
     settings.password = Some(Secret::new("p@ss:w/rd#%20?&=+"));
     RedisStore::new(settings.clone()).unwrap().ping().await.unwrap();
     // The one apart counts more than the one in the URL.
-    settings.url = format!("redis://:wrong@127.0.0.1:{}", server.port);
+    settings.url = Secret::new(format!("redis://:wrong@127.0.0.1:{}", server.port));
     RedisStore::new(settings.clone()).unwrap().ping().await.unwrap();
     settings.password = None;
-    settings.url = format!("redis://:p%40ss%3Aw%2Frd%23%2520%3F&=+@127.0.0.1:{}/2", server.port);
+    settings.url =
+        Secret::new(format!("redis://:p%40ss%3Aw%2Frd%23%2520%3F&=+@127.0.0.1:{}/2", server.port));
     RedisStore::new(settings).unwrap().ping().await.unwrap();
 }
 
@@ -355,7 +357,7 @@ async fn a_wrong_password_is_said_and_not_shown() {
     let mut server = Server::start(&["--requirepass", "right"]).await;
     let mut settings = server.settings();
     for (url_password, password) in [("", None), ("", Some(PASSWORD)), (":hidden@", None)] {
-        settings.url = format!("redis://{url_password}127.0.0.1:{}", server.port);
+        settings.url = Secret::new(format!("redis://{url_password}127.0.0.1:{}", server.port));
         settings.password = password.map(Secret::new);
         let store = RedisStore::new(settings.clone()).unwrap();
         let error = timed(store.ping()).await.unwrap_err();
