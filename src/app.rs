@@ -82,26 +82,13 @@ impl App {
         let core = Core::new(config, vec![proxy_address, admin_address])?;
         // After the files that are only read: it may make a CA.
         let trust = Trust::open(config)?;
-        let stores = config.stores.clone();
-        let refresher = core.refresher(config, Some(&stores))?;
+        let refresher = core.refresher(config, Some(&config.stores))?;
 
         let drain = CancellationToken::new();
         let release_held = CancellationToken::new();
         let stop_admin = CancellationToken::new();
-        let admin = spawn_admin(
-            admin_listener,
-            AdminState {
-                cache: Arc::clone(&core.cache),
-                refresher: Arc::clone(&refresher),
-                metrics: Arc::clone(&core.metrics),
-                clock: Arc::clone(&core.clock),
-                version: env!("CARGO_PKG_VERSION"),
-                started: Instant::now(),
-                draining: drain.clone(),
-                admin_token: config.access.admin_token.clone(),
-            },
-            stop_admin.clone(),
-        )?;
+        let state = core.admin_state(config, &refresher, &drain);
+        let admin = spawn_admin(admin_listener, state, stop_admin.clone())?;
         // Before the first request is let in: it joins the run that loads the stores.
         refresher.start();
         let drain_timeout = config.listen.drain_timeout;
@@ -336,6 +323,24 @@ impl Core {
             metrics: Arc::clone(&self.metrics),
         };
         Ok(Refresher::new(settings, parts, Handle::current())?)
+    }
+
+    fn admin_state(
+        &self,
+        config: &Config,
+        refresher: &Arc<Refresher>,
+        draining: &CancellationToken,
+    ) -> AdminState {
+        AdminState {
+            cache: Arc::clone(&self.cache),
+            refresher: Arc::clone(refresher),
+            metrics: Arc::clone(&self.metrics),
+            clock: Arc::clone(&self.clock),
+            version: env!("CARGO_PKG_VERSION"),
+            started: Instant::now(),
+            draining: draining.clone(),
+            admin_token: config.access.admin_token.clone(),
+        }
     }
 
     fn proxy(
