@@ -34,9 +34,7 @@ pub enum Format {
 #[derive(Debug, Error)]
 pub enum TelemetryError {
     /// The filter does not parse.
-    #[error(
-        "RUST_LOG: `{filter}` is not a log filter such as `info` or `info,token_sidecar=debug`"
-    )]
+    #[error("`{filter}` is not a log filter such as `info` or `info,token_sidecar=debug`")]
     Filter {
         /// The filter as given.
         filter: String,
@@ -171,7 +169,7 @@ mod tests {
             panic!("the filter was taken");
         };
         assert!(matches!(error, TelemetryError::Filter { .. }));
-        assert!(error.to_string().starts_with("RUST_LOG: `info,token_sidecar=loud`"), "{error}");
+        assert!(error.to_string().starts_with("`info,token_sidecar=loud`"), "{error}");
     }
 
     #[test]

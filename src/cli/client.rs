@@ -1,5 +1,6 @@
 //! The commands' side of the admin port.
 
+use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,9 +47,15 @@ pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
         }
         Ok((_, text)) => fail(text.trim(), 1),
         Err(error) => {
-            fail(&format!("no answer from the admin port at {}: {error}", config.listen.admin), 1)
+            let at = config.listen.admin;
+            fail(&format!("no answer from the admin port at {at}: {}", root_cause(&error)), 1)
         }
     }
+}
+
+/// What is at the bottom of it: connection refused, mostly.
+fn root_cause(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), root_cause)
 }
 
 /// An address to connect to for one to listen on.

@@ -89,7 +89,7 @@ impl Command {
         if let Self::Demo = self {
             return Ok(demo::execute().await);
         }
-        let env = Env::from_process();
+        let env = Env::from_process()?;
         let config = Config::from_env(&env)?;
         match self {
             Self::Demo => Ok(ExitCode::SUCCESS),

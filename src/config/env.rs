@@ -1,6 +1,7 @@
 //! Reading of raw values: the process environment, then the env file.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -32,16 +33,21 @@ impl Env {
     /// The process environment and, below it, the file that `ENV_FILE` names
     /// (default `.env` in the working folder). A missing file is no error,
     /// and a line that is no assignment is another program's affair.
-    #[must_use]
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] for a file that cannot be read, or a line of it that
+    /// names one of our variables and does not parse: to pass over it could
+    /// leave a door open.
     #[expect(clippy::disallowed_methods, reason = "the only reader of the environment")]
-    pub fn from_process() -> Self {
+    pub fn from_process() -> Result<Self, ConfigError> {
         let mut env = Self::from_pairs(
             std::env::vars_os()
                 .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
         );
         let path = env.path("ENV_FILE").unwrap_or_default();
-        env.file = read_file(&path);
-        env
+        env.file = read_file(&path)?;
+        Ok(env)
     }
 
     /// The value of `name`, if one is given anywhere and not empty.
@@ -166,18 +172,116 @@ fn default_of(name: &'static str) -> &'static str {
     variable.map_or("", |variable| variable.default)
 }
 
-fn read_file(path: &Path) -> BTreeMap<String, String> {
-    let Ok(lines) = dotenvy::from_path_iter(path) else {
-        return BTreeMap::new();
+fn read_file(path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
+    let text = match std::fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => {
+            let problem = format!("cannot read {}: {error}", path.display());
+            return Err(ConfigError::new("ENV_FILE", problem));
+        }
     };
-    lines.filter_map(Result::ok).collect()
+    parse_file(&text)
+}
+
+/// The assignments of an env file. Values are literal: no `$` is expanded, so
+/// that a password is what it looks like.
+fn parse_file(text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut values = BTreeMap::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        let Some((name, value)) = line.split_once('=') else {
+            continue;
+        };
+        let name = name.trim();
+        match (parse_value(value.trim()), known(name)) {
+            (Some(value), _) => drop(values.insert(name.to_owned(), value)),
+            (None, Some(name)) => {
+                let problem =
+                    "its line in ENV_FILE has a quote that does not end, or text after it";
+                return Err(ConfigError::new(name, problem));
+            }
+            (None, None) => {}
+        }
+    }
+    Ok(values)
+}
+
+/// A value in double quotes (`\"` and `\\` are escapes), in single quotes, or
+/// bare up to ` #`.
+fn parse_value(text: &str) -> Option<String> {
+    let comment_only = |rest: &str| rest.trim().is_empty() || rest.trim().starts_with('#');
+    match text.chars().next() {
+        Some('\'') => {
+            let (value, rest) = text[1..].split_once('\'')?;
+            comment_only(rest).then(|| value.to_owned())
+        }
+        Some('"') => {
+            let mut value = String::new();
+            let mut chars = text[1..].chars();
+            loop {
+                match chars.next()? {
+                    '"' => return comment_only(chars.as_str()).then_some(value),
+                    '\\' => match chars.next()? {
+                        escaped @ ('"' | '\\') => value.push(escaped),
+                        other => value.extend(['\\', other]),
+                    },
+                    plain => value.push(plain),
+                }
+            }
+        }
+        _ => {
+            let bare = if text.starts_with('#') { "" } else { text.split(" #").next()? };
+            Some(bare.trim().to_owned())
+        }
+    }
+}
+
+fn known(name: &str) -> Option<&'static str> {
+    VARIABLES.iter().map(|variable| variable.name).find(|known| *known == name)
 }
 
 fn near_miss(name: &str) -> Option<&'static str> {
-    let ours = |known: &&'static str| *known == name;
-    let mut known = VARIABLES.iter().map(|variable| variable.name);
-    if known.clone().any(|known| ours(&known)) {
+    if known(name).is_some() {
         return None;
     }
-    known.find(|known| known.len() > 6 && strsim::osa_distance(known, name) == 1)
+    let mut names = VARIABLES.iter().map(|variable| variable.name);
+    names.find(|known| known.len() > 6 && strsim::osa_distance(known, name) == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, value: &str) {
+        let values = parse_file(line).unwrap();
+        assert_eq!(values.get("PROXY_AUTH").map(String::as_str), Some(value), "{line}");
+    }
+
+    #[test]
+    fn values_are_what_they_look_like() {
+        check("PROXY_AUTH=user:pa ss", "user:pa ss");
+        check("PROXY_AUTH=user:pa$word", "user:pa$word");
+        check("  export PROXY_AUTH = u:p#x # note", "u:p#x");
+        check("PROXY_AUTH='u:p\"$ # x' # note", "u:p\"$ # x");
+        check("PROXY_AUTH=\"u:\\\"p\\\\ $x\"", "u:\"p\\ $x");
+        check("PROXY_AUTH=\r\nPROXY_AUTH=a:b\r\n", "a:b");
+        check("PROXY_AUTH=# none", "");
+    }
+
+    #[test]
+    fn a_broken_line_of_ours_is_an_error_and_others_are_not_our_affair() {
+        let error = parse_file("A=1\nPROXY_AUTH=\"user:pass\n").unwrap_err();
+        assert!(error.to_string().starts_with("PROXY_AUTH:"), "{error}");
+        assert!(!error.to_string().contains("pass\""), "{error}");
+        assert_eq!(parse_file("OTHER=\"x\nno assignment\n# c=\"\n").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_folder_is_no_env_file() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let error = read_file(folder.path()).unwrap_err();
+        assert!(error.to_string().starts_with("ENV_FILE:"), "{error}");
+        assert!(read_file(&folder.path().join("none")).unwrap().is_empty());
+    }
 }

@@ -16,7 +16,9 @@ pub struct ApiOrigin {
 impl ApiOrigin {
     /// Reads `https://host[:port][/prefix]`.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let problem = || format!("{text:?} is no API origin, expected https://host/prefix");
+        // What is no URL is not shown: it may hold credentials.
+        let problem =
+            || "expected origins such as https://host/prefix, without credentials".to_owned();
         let uri: Uri = text.parse().map_err(|_| problem())?;
         let authority = uri.authority().ok_or_else(problem)?;
         let plain = uri.query().is_none() && !authority.as_str().contains('@');

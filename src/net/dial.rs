@@ -24,13 +24,22 @@ use crate::config::ConnectTo;
 /// Head start of one address before the next is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Why no connection came about. All but the first are the upstream's fault.
+/// Why no connection came about. All but the first two are the upstream's
+/// fault.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DialError {
     /// The egress policy forbids the destination.
     #[error("{host}:{port} is not a public address")]
     NotAllowed {
+        /// The destination as the client named it.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+    /// The destination is this process itself.
+    #[error("{host}:{port} is this sidecar itself")]
+    OwnListener {
         /// The destination as the client named it.
         host: String,
         /// Its port.
@@ -174,11 +183,7 @@ impl Dialer {
         let found = resolve(to_host, to_port).await;
         let found =
             found.map_err(|error| DialError::Resolve { host: to_host.to_owned(), error })?;
-        let allowed: Vec<SocketAddr> =
-            found.into_iter().filter(|address| self.permits(host, *address, reach)).collect();
-        if allowed.is_empty() {
-            return Err(DialError::NotAllowed { host: host.to_owned(), port });
-        }
+        let allowed = self.allowed(found, host, port, reach)?;
         let connected = connect_any(interleave(allowed)).await;
         let stream = connected.map_err(|error| DialError::Connect {
             host: to_host.to_owned(),
@@ -190,9 +195,23 @@ impl Dialer {
         Ok(stream)
     }
 
-    fn permits(&self, host: &str, address: SocketAddr, reach: Reach) -> bool {
-        !self.egress.is_own(address)
-            && (reach == Reach::Operator || self.egress.permits(host, address))
+    /// Those of `found` that may be dialled; never none.
+    fn allowed(
+        &self,
+        mut found: Vec<SocketAddr>,
+        host: &str,
+        port: u16,
+        reach: Reach,
+    ) -> Result<Vec<SocketAddr>, DialError> {
+        found.retain(|address| !self.egress.is_own(*address));
+        if found.is_empty() {
+            return Err(DialError::OwnListener { host: host.to_owned(), port });
+        }
+        found.retain(|address| reach == Reach::Operator || self.egress.permits(host, *address));
+        if found.is_empty() {
+            return Err(DialError::NotAllowed { host: host.to_owned(), port });
+        }
+        Ok(found)
     }
 }
 

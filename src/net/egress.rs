@@ -66,8 +66,10 @@ impl Egress {
     pub fn is_own(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         self.listeners.iter().any(|listener| {
+            let wide = listener.ip().is_unspecified() && is_local(ip);
+            // Connecting to the unspecified address leads to this machine.
             listener.port() == address.port()
-                && (listener.ip() == ip || (listener.ip().is_unspecified() && is_local(ip)))
+                && (listener.ip() == ip || ip.is_unspecified() || wide)
         })
     }
 
@@ -168,6 +170,10 @@ mod tests {
         let egress = Egress::new(vec![], vec!["0.0.0.0:8080".parse().unwrap()]);
         assert!(egress.is_own("127.0.0.1:8080".parse().unwrap()));
         assert!(egress.is_own("[::ffff:127.0.0.1]:8080".parse().unwrap()));
+        let loopback = Egress::new(vec![], vec!["127.0.0.1:8080".parse().unwrap()]);
+        assert!(loopback.is_own("0.0.0.0:8080".parse().unwrap()));
+        assert!(loopback.is_own("[::ffff:0.0.0.0]:8080".parse().unwrap()));
+        assert!(loopback.is_own("[::]:8080".parse().unwrap()));
         assert!(!egress.is_own("127.0.0.1:8081".parse().unwrap()));
         assert!(!egress.is_own("203.0.113.9:8080".parse().unwrap()));
     }

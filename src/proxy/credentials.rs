@@ -61,7 +61,19 @@ pub(super) fn replace_in_cookies(
 /// Whether `field` of `headers` holds the Basic credentials `expected`
 /// (`user:password`). Takes the same time for any wrong answer of one length.
 pub(super) fn presents(headers: &HeaderMap, field: &HeaderName, expected: &Secret) -> bool {
-    let given = headers.get(field).and_then(|value| value.to_str().ok());
+    headers.get_all(field).iter().any(|value| is_basic(value, expected))
+}
+
+/// `headers` without the `Authorization` fields that hold `expected`: they
+/// were for this proxy.
+pub(super) fn without_basic(headers: &HeaderMap, expected: &Secret) -> HeaderMap {
+    let ours = |name: &HeaderName, value| name == AUTHORIZATION && is_basic(value, expected);
+    let theirs = headers.iter().filter(|(name, value)| !ours(name, value));
+    theirs.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+fn is_basic(value: &HeaderValue, expected: &Secret) -> bool {
+    let given = value.to_str().ok();
     let given = given.and_then(|text| text.split_once(' '));
     let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
     let given = given.and_then(|(_, pair)| BASE64_STANDARD.decode(pair.trim()).ok());

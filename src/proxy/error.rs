@@ -313,6 +313,12 @@ fn dial_face(error: &DialError) -> Face {
             "destination_ip_prohibited",
             "List the host in ALLOW_HOSTS of the sidecar, or better, in NO_PROXY of the client.",
         ),
+        DialError::OwnListener { .. } => face(
+            StatusCode::FORBIDDEN,
+            "target_not_allowed",
+            "proxy_loop_detected",
+            "Ask the sidecar directly, not through itself: list its host in NO_PROXY of the client.",
+        ),
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),
         DialError::Tls { .. } => face(

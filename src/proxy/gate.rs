@@ -14,7 +14,7 @@ use super::error::ProxyError;
 /// Fields in the head of a request.
 const MAX_FIELDS: usize = 100;
 
-/// Bytes of all fields of a head together.
+/// Bytes of a head: its target and all its fields.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// Passes a request that is safe to forward.
@@ -31,9 +31,10 @@ pub(super) fn check(parts: &Parts) -> Result<(), ProxyError> {
 }
 
 fn check_size(parts: &Parts) -> Result<(), ProxyError> {
-    let bytes: usize =
+    let target = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    let fields: usize =
         parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if parts.headers.len() > MAX_FIELDS || bytes > MAX_HEAD {
+    if parts.headers.len() > MAX_FIELDS || target + fields > MAX_HEAD {
         return Err(ProxyError::HeaderTooLarge { fields: MAX_FIELDS, bytes: MAX_HEAD });
     }
     Ok(())
@@ -134,7 +135,8 @@ fn check_host(parts: &Parts) -> Result<(), ProxyError> {
 }
 
 fn is_host(value: &[u8]) -> bool {
-    value.is_empty() || Authority::try_from(value).is_ok_and(|host| !host.as_str().contains('@'))
+    let is_clean = |host: Authority| !host.as_str().contains('@') && check_port(&host).is_ok();
+    value.is_empty() || Authority::try_from(value).is_ok_and(is_clean)
 }
 
 #[cfg(test)]
@@ -175,6 +177,7 @@ mod tests {
         check_one(Request::get("/").header(HOST, "a b"), 400);
         check_one(Request::get("/").header(HOST, "u@a"), 400);
         check_one(Request::get("/").header(HOST, "[::1]:80"), 200);
+        check_one(Request::get("/").header(HOST, "a:99999"), 400);
     }
 
     #[test]
@@ -200,5 +203,7 @@ mod tests {
         check_one(many(99), 200);
         check_one(many(100), 431);
         check_one(with_host().header("x", "y".repeat(64 * 1024)), 431);
+        let long = format!("/{}", "x".repeat(40_000));
+        check_one(Request::get(long).header(HOST, "h").header("x", "y".repeat(40_000)), 431);
     }
 }

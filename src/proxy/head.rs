@@ -7,18 +7,27 @@
 //!
 //! A head that comes in one read with an earlier request (pipelining) is not
 //! looked at. It is read as hyper reads it, which is safe, too.
+//!
+//! The same look tells when a head was begun, so that one that does not end
+//! can be given up.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use memchr::memmem;
 use tokio::io::AsyncRead;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 use tokio_util::io::InspectReader;
 
 use super::error::ProxyError;
 
 /// The largest head that is looked at; the gate refuses larger ones.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// Longest time from the first byte of a head to its last.
+const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
 const PLAIN: u8 = 0;
 const FRAGMENT: u8 = 1;
@@ -34,7 +43,14 @@ pub(super) struct HeadWatch {
     busy: AtomicBool,
     seen: AtomicU8,
     /// The beginning of a head that comes in several reads.
-    partial: Mutex<Vec<u8>>,
+    partial: Mutex<Partial>,
+    begun: Notify,
+}
+
+#[derive(Default)]
+struct Partial {
+    bytes: Vec<u8>,
+    since: Option<Instant>,
 }
 
 impl HeadWatch {
@@ -48,6 +64,7 @@ impl HeadWatch {
     /// [`HeadWatch::await_head`].
     pub(super) fn take(&self) -> Result<(), ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
+        *self.partial() = Partial::default();
         match self.seen.swap(PLAIN, Ordering::Relaxed) {
             FRAGMENT => Err(ProxyError::BadRequest("the target has a fragment")),
             TWO_LENGTHS => Err(ProxyError::BadRequest(
@@ -62,24 +79,45 @@ impl HeadWatch {
         self.busy.store(false, Ordering::Relaxed);
     }
 
+    /// Ends when a head was begun and has not come whole within its time.
+    pub(super) async fn overdue(&self) {
+        loop {
+            self.begun.notified().await;
+            sleep(HEAD_LIMIT).await;
+            if self.partial().since.is_some_and(|since| since.elapsed() >= HEAD_LIMIT) {
+                return;
+            }
+        }
+    }
+
     fn look(&self, bytes: &[u8]) {
         if self.busy.load(Ordering::Relaxed) || bytes.is_empty() {
             return;
         }
-        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
-        if partial.is_empty()
-            && let Some(end) = memmem::find(bytes, b"\r\n\r\n")
-        {
-            return self.judge(&bytes[..end]);
+        let mut partial = self.partial();
+        if partial.bytes.is_empty() {
+            if let Some(end) = end_of_head(bytes) {
+                return self.judge(&bytes[..end]);
+            }
+            if !may_begin_a_head(bytes) {
+                return;
+            }
+            partial.since = Some(Instant::now());
+            self.begun.notify_one();
         }
-        partial.extend_from_slice(bytes);
-        if let Some(end) = memmem::find(&partial, b"\r\n\r\n") {
-            self.judge(&partial[..end]);
+        partial.bytes.extend_from_slice(bytes);
+        let end = end_of_head(&partial.bytes);
+        if let Some(end) = end {
+            self.judge(&partial.bytes[..end]);
         }
-        if self.busy.load(Ordering::Relaxed) || partial.len() > MAX_HEAD {
-            *partial = Vec::new();
+        if end.is_some() || partial.bytes.len() > MAX_HEAD {
             self.busy.store(true, Ordering::Relaxed);
+            *partial = Partial::default();
         }
+    }
+
+    fn partial(&self) -> MutexGuard<'_, Partial> {
+        self.partial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn judge(&self, head: &[u8]) {
@@ -88,9 +126,25 @@ impl HeadWatch {
     }
 }
 
+/// Where the fields end; lines may end in a bare LF (RFC 9112 §2.2).
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    memmem::find(bytes, b"\n\r\n").into_iter().chain(memmem::find(bytes, b"\n\n")).min()
+}
+
+/// Whether this may be the beginning of a method. The rest of an earlier
+/// message's body seldom is.
+fn may_begin_a_head(bytes: &[u8]) -> bool {
+    let method =
+        bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    method == bytes.len() || (method > 0 && bytes[method] == b' ')
+}
+
 fn oddity(head: &[u8]) -> u8 {
     let mut lines = head.split(|byte| *byte == b'\n');
-    let request_line = lines.next().unwrap_or_default();
+    let request_line = lines.next().unwrap_or_default().trim_ascii_end();
+    if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
+        return PLAIN; // The rest of something else.
+    }
     if memchr::memchr(b'#', request_line).is_some() {
         return FRAGMENT;
     }
@@ -142,6 +196,32 @@ mod tests {
             false,
         );
         check(&["POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", "GET /#a HTTP/1.1\r\n\r\n"], false);
+    }
+
+    #[test]
+    fn bare_line_feeds_end_lines_too() {
+        check(&["GET /a#b HTTP/1.1\nHost: x\n\n"], true);
+        check(&["GET /a HTTP/1.1\nContent-Length: 0\n\n"], false);
+    }
+
+    #[test]
+    fn the_rest_of_a_pipelined_head_is_no_head() {
+        check(&["rer: http://x/#frag\r\n\r\n"], false);
+        check(&["{\"a\": 1}", "GET /a#b HTTP/1.1\r\n\r\n"], true);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_head_that_does_not_end_is_overdue() {
+        let watch = HeadWatch::default();
+        watch.look(b"GET /a HTTP/1.1\r\nHost:");
+        watch.look(b" x\r\n\r\n");
+        assert!(watch.take().is_ok());
+        assert!(tokio::time::timeout(HEAD_LIMIT * 9, watch.overdue()).await.is_err());
+        watch.await_head();
+        watch.look(b"GET /a HTTP");
+        let began = Instant::now();
+        watch.overdue().await;
+        assert!(began.elapsed() >= HEAD_LIMIT && began.elapsed() < HEAD_LIMIT * 3);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use http::header::HOST;
 use http::uri::Authority;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -77,7 +77,11 @@ impl Service {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
             return debug!(host = tunnelled.host, "no certificate for an API host");
         };
-        match timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(stream)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(stream)) => accepted,
+            () = self.drain().cancelled() => return,
+        };
+        match accepted {
             Ok(Ok(stream)) => self.serve_http(stream, route).await,
             Ok(Err(error)) => debug!(%error, client.addr = %client, "TLS with the client failed"),
             Err(_) => debug!(client.addr = %client, "TLS with the client took too long"),
@@ -127,7 +131,7 @@ impl Service {
             parts.uri = origin_form(&parts.uri);
         }
         // The client's own spelling of the host stays; without one, ours.
-        let ours = named.is_some() || !parts.headers.contains_key(HOST);
+        let ours = named.is_some() || parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
         let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
         let upstream = self.api(tunnelled.origin);
         let outbound = Outbound { upstream, host, with_token: true };

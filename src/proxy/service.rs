@@ -20,7 +20,7 @@ use tokio::time::{Instant, interval};
 use tracing::debug;
 
 use super::body::AnswerBody;
-use super::credentials::presents;
+use super::credentials::{presents, without_basic};
 use super::error::ProxyError;
 use super::forward::Outbound;
 use super::head::HeadWatch;
@@ -31,7 +31,7 @@ use crate::config::normalize_host;
 use crate::metrics::{Route, Shard};
 use crate::net::{Client, Reach, Upstream, UpstreamKey, Worker};
 
-/// Longest time until the next head of a client's connection is complete.
+/// Longest rest of a client's connection.
 const CLIENT_IDLE: Duration = Duration::from_secs(90);
 
 /// Fields that hyper reads before the gate counts them.
@@ -106,7 +106,7 @@ impl Service {
 
     /// Serves a client's connection to its end.
     pub async fn serve(self: Rc<Self>, client: Client) {
-        self.shard.connection_opened();
+        let _open = Open::new(&self.shard);
         let Client { stream, address, admitted } = client;
         let next = Rc::new(RefCell::new(None));
         self.serve_http(stream, |request, head| {
@@ -120,7 +120,6 @@ impl Service {
             Some((on, Next::Tunnel(upstream))) => self.tunnel(on, upstream).await,
             None => {}
         }
-        self.shard.connection_closed();
         drop(admitted);
     }
 
@@ -144,16 +143,22 @@ impl Service {
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = std::pin::pin!(connection);
-        let ended = tokio::select! {
-            biased;
-            ended = connection.as_mut() => ended,
-            () = self.worker.drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let served = async {
+            tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = self.worker.drain.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
             }
         };
-        if let Err(error) = ended {
-            debug!(%error, "client connection ended");
+        tokio::select! {
+            biased;
+            ended = served => if let Err(error) = ended {
+                debug!(%error, "client connection ended");
+            },
+            () = watch.overdue() => debug!("client did not end a head in time"),
         }
     }
 
@@ -265,10 +270,12 @@ impl Service {
     }
 
     /// An origin-form target: the gateway, and the files for a parser's trust.
-    async fn gateway(self: &Rc<Self>, request: Request<Incoming>) -> Result<Answer, ProxyError> {
-        let path = request.uri().path();
+    async fn gateway(
+        self: &Rc<Self>,
+        mut request: Request<Incoming>,
+    ) -> Result<Answer, ProxyError> {
         let settings = &self.proxy.settings;
-        match path {
+        match request.uri().path() {
             WELL_KNOWN_CA => return Ok(pem_file(request.method(), &settings.ca_pem)),
             WELL_KNOWN_BUNDLE => return Ok(pem_file(request.method(), &settings.bundle_pem)),
             _ => {}
@@ -280,7 +287,9 @@ impl Service {
             {
                 return Err(ProxyError::AuthRequired { gateway: true });
             }
+            *request.headers_mut() = without_basic(request.headers(), expected);
         }
+        let path = request.uri().path();
         let origin = self.proxy.origins.by_gateway(request.headers().get(HOST), path);
         let origin = origin.ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })?;
         self.forward(request, self.to_api(origin)).await
@@ -333,6 +342,22 @@ impl Service {
     }
 }
 
+/// Counts a connection for as long as it is served, however that ends.
+struct Open(Arc<Shard>);
+
+impl Open {
+    fn new(shard: &Arc<Shard>) -> Self {
+        shard.connection_opened();
+        Self(Arc::clone(shard))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connection_closed();
+    }
+}
+
 /// What the log says of a request.
 pub(super) struct Seen {
     client: SocketAddr,
@@ -347,7 +372,9 @@ impl Seen {
         let uri = request.uri();
         let shown = tracing::enabled!(tracing::Level::DEBUG);
         let target = if shown {
-            format!("{}{}", uri.authority().map_or("", |authority| authority.as_str()), uri.path())
+            // Not the authority: it may hold credentials.
+            let port = uri.port_u16().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}{port}{}", uri.host().unwrap_or_default(), uri.path())
         } else {
             String::new()
         };

@@ -165,7 +165,7 @@ impl Refresher {
         self.handle.spawn(async move { this.refused(refusal).await });
     }
 
-    /// A real answer, neither 401 nor 403, came for `generation`: its token
+    /// A real answer, a success, came for `generation`: its token
     /// counts as verified from now on, and is saved. Costs nothing if it did.
     pub fn confirm(&self, generation: Generation) {
         if self.cache.confirm(generation) {

@@ -13,7 +13,7 @@ use thiserror::Error;
 pub enum StoreError {
     /// The settings: not a URL that can be used.
     #[error(
-        "REDIS_URL is not of the form redis://[user@]host[:port][/db], rediss://… or unix:///path \
+        "not of the form redis://[user@]host[:port][/db], rediss://… or unix:///path \
          (a password with special characters belongs in REDIS_PASSWORD)"
     )]
     RedisUrl,
