@@ -466,3 +466,20 @@ async fn upstream_clock_corrects_ours() {
     let world = stage.launch().await;
     world.sidecar.status_where("a run for the expired token", |_| world.solver.solves() >= 1).await;
 }
+
+#[tokio::test]
+async fn token_that_has_expired_by_the_upstream_clock_is_not_sent() {
+    let mut stage = Stage::new().await;
+    let expired = Jwt::anonymous().expires_in(12 * 3600).make();
+    stage.tokens.accept(&expired);
+    stage.write_env_file(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{expired}\"\n"));
+    stage.set("TOKEN_SOURCES", "flaresolverr");
+    let ahead = std::time::SystemTime::now() + Duration::from_hours(24);
+    stage.origin.set_date(&httpdate::fmt_http_date(ahead));
+    let world = stage.launch().await;
+    let learnt =
+        |status: &serde_json::Value| status["verifier"]["clock_offset_s"].as_i64() > Some(80_000);
+    world.sidecar.status_where("the offset to be learnt", learnt).await;
+    assert_eq!(world.get(PATH).await.status, 200);
+    assert!(world.origin.requests().iter().all(|request| request.token() != Some(&expired)));
+}
