@@ -385,7 +385,8 @@ async fn unverifiable_candidate_is_published_and_saved_once_an_answer_confirms_i
 async fn verifier_that_cannot_tell_is_found_out_and_not_asked() {
     let stage = Stage::new().await;
     stage.origin.set_verification(Verification::Always(200));
-    let world = stage.start().await;
+    let world = stage.launch().await;
+    world.sidecar.ready().await;
     world
         .sidecar
         .status_where("the calibration", |status| status["verifier"]["trusted"] == false)

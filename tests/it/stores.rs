@@ -550,7 +550,8 @@ async fn env_file_written_a_thousand_times_under_kill_9_is_never_torn() {
 async fn unverified_token_of_a_store_serves_until_it_is_refused() {
     let stage = Stage::new().await;
     stage.origin.set_verification(Verification::Always(503));
-    let world = stage.start().await;
+    let world = stage.launch().await;
+    world.sidecar.ready().await;
     assert_eq!(world.get(PATH).await.status, 200);
     assert_eq!(world.solver.solves(), 0);
 }

@@ -180,10 +180,12 @@ impl Stage {
         sidecar::run(arguments, &self.variables, self.dir()).await
     }
 
-    /// Starts the sidecar and waits until it is ready.
+    /// Starts the sidecar and waits until it is ready and has asked the shop what it asks by
+    /// itself at the start: from then on only a test's own doing changes its mind.
     pub(crate) async fn start(self) -> World {
         let world = self.launch().await;
         world.sidecar.ready().await;
+        world.settled().await;
         world
     }
 
@@ -223,6 +225,13 @@ impl World {
         };
         self.sidecar.status_where("the first verification", settled).await;
         self
+    }
+
+    async fn settled(&self) {
+        let settled = |status: &serde_json::Value| {
+            status["verifier"]["trusted"] == true && status["token"]["verified"] == true
+        };
+        self.sidecar.status_where("the start to be over", settled).await;
     }
 
     /// Ends the sidecar at once and hands its neighbours back.
