@@ -49,6 +49,7 @@ async fn client_that_hangs_up_ends_its_hold_and_not_the_run() {
         let mut session = world.open(way).await;
         session.send(&Request::get(PATH)).await;
         held(&world, 1).await;
+        world.solver.asked(1).await;
         drop(session);
         held(&world, 0).await;
     }

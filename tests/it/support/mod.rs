@@ -180,8 +180,8 @@ impl Stage {
         sidecar::run(arguments, &self.variables, self.dir()).await
     }
 
-    /// Starts the sidecar and waits until it is ready and has asked the shop what it asks by
-    /// itself at the start: from then on only a test's own doing changes its mind.
+    /// Starts the sidecar and waits until it is ready and settled: from then on only a test's own
+    /// doing changes its mind.
     pub(crate) async fn start(self) -> World {
         let world = self.launch().await;
         world.sidecar.ready().await;
@@ -205,7 +205,7 @@ pub(crate) struct World {
 impl World {
     /// The plain one of [`Stage::new`].
     pub(crate) async fn start() -> Self {
-        Stage::new().await.start().await.settled().await
+        Stage::new().await.start().await
     }
 
     /// One with these variables.
@@ -214,24 +214,16 @@ impl World {
         for (name, value) in variables {
             stage.set(name, value);
         }
-        stage.start().await.settled().await
+        stage.start().await
     }
 
     /// What the sidecar does by itself at first is done: the token of the env
     /// file is verified, the verifier calibrated.
-    async fn settled(self) -> Self {
+    async fn settled(&self) {
         let settled = |status: &serde_json::Value| {
             status["token"]["verified"] == true && status["verifier"]["state"] == "trusted"
         };
         self.sidecar.status_where("the first verification", settled).await;
-        self
-    }
-
-    async fn settled(&self) {
-        let settled = |status: &serde_json::Value| {
-            status["verifier"]["trusted"] == true && status["token"]["verified"] == true
-        };
-        self.sidecar.status_where("the start to be over", settled).await;
     }
 
     /// Ends the sidecar at once and hands its neighbours back.

@@ -126,6 +126,8 @@ struct Settings {
     refusal: Vec<u8>,
     date: Option<String>,
     scripts: HashMap<String, Script>,
+    /// Client requests, by count, with which all tokens die.
+    deaths: Vec<usize>,
 }
 
 #[derive(Clone)]
@@ -177,6 +179,7 @@ impl Origin {
             refusal: REFUSAL.as_bytes().to_vec(),
             date: None,
             scripts: HashMap::new(),
+            deaths: Vec::new(),
         };
         let shared = Arc::new(Shared {
             tokens,
@@ -241,6 +244,11 @@ impl Origin {
     pub(crate) fn script(&self, path: &str, bytes: impl Into<Vec<u8>>, close: bool) {
         let script = Script { bytes: bytes.into(), close };
         self.shared.settings.lock().unwrap().scripts.insert(path.to_owned(), script);
+    }
+
+    /// Lets all tokens die as the client requests with these numbers, from 1, come in.
+    pub(crate) fn die_at(&self, requests: &[usize]) {
+        self.shared.settings.lock().unwrap().deaths = requests.to_vec();
     }
 
     /// Lets what waits at `/v2/gate/…` through, from now on.
@@ -425,6 +433,7 @@ impl Talk {
     async fn answer(&mut self, head: Head) -> io::Result<Next> {
         let index = self.record(head.clone());
         let request = self.shared.requests.lock().unwrap()[index].clone();
+        self.die_if_due(&request);
         let path = request.path().to_owned();
         let behaviour = behaviour(&path);
         if behaviour == "early" && !self.is_authorized(&head) {
@@ -454,6 +463,15 @@ impl Talk {
             return Ok(if close { Next::Close } else { Next::Keep });
         }
         self.behave(behaviour, index).await
+    }
+
+    fn die_if_due(&self, request: &Recorded) {
+        let due = &self.shared.settings.lock().unwrap().deaths;
+        let requests = self.shared.requests.lock().unwrap();
+        let count = requests.iter().filter(|request| !request.is_ours()).count();
+        if !request.is_ours() && due.contains(&count) {
+            self.shared.tokens.kill_all();
+        }
     }
 
     fn is_authorized(&self, head: &Head) -> bool {

@@ -219,7 +219,8 @@ impl Drop for Sidecar {
         let log = self.log();
         if std::thread::panicking() {
             let mut note = String::new();
-            for line in log.lines().rev().take(200).collect::<Vec<_>>().iter().rev() {
+            let told = log.lines().filter(|line| !line.contains("admin request"));
+            for line in told.rev().take(200).collect::<Vec<_>>().iter().rev() {
                 let _ = writeln!(note, "    {line}");
             }
             eprintln!("log of the sidecar:\n{note}");
