@@ -138,3 +138,15 @@ async fn log_at_info_has_no_query_of_a_client() {
     assert_eq!(world.get("/web/api/v2/x?phone=79990000000").await.status, 200);
     assert!(!world.sidecar.log().contains("79990000000"));
 }
+
+#[tokio::test]
+async fn credentials_in_a_target_are_refused_and_not_logged() {
+    let world = World::start().await;
+    let target = "GET http://user:s3cretpw@other.test/abc HTTP/1.1\r\nHost: other.test\r\n\r\n";
+    assert_eq!(world.raw(target).await.status, 400);
+    crate::support::until("the request's log line", async || {
+        world.sidecar.log().contains("other.test/abc")
+    })
+    .await;
+    assert!(!world.sidecar.log().contains("s3cretpw"));
+}
