@@ -133,6 +133,19 @@ impl Refresher {
         if self.is_held() {
             return Verdict::Failed(self.backoff_failure());
         }
+        // In a task of its own: a client that hangs up while the token is
+        // judged must not keep a dead one from being renewed.
+        let this = Arc::clone(self);
+        let decided = self.handle.spawn(async move { this.decide(refusal).await }).await;
+        decided.unwrap_or_else(|_| {
+            let stopped = Arc::new(RefreshError::Stopped);
+            Verdict::Failed(self.failure(FailureReason::RefreshFailed, stopped))
+        })
+    }
+
+    /// Asks the judge, and where the token is not good, a run.
+    async fn decide(self: &Arc<Self>, refusal: Refusal) -> Verdict {
+        let older = Some(refusal.generation);
         if let Some(refused) = self.usable().filter(|usable| Some(usable.generation) == older)
             && self.opinion(&refusal, &refused).await == Opinion::Good
         {

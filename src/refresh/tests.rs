@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 
-use futures_util::future::join_all;
+use futures_util::future::{join_all, poll_immediate};
 use http::Response;
 use http_body_util::Full;
 use serde_json::{Value, json};
@@ -240,6 +240,16 @@ async fn waiters_of_a_failed_run_share_its_error_and_then_it_is_back_off() {
     let status = world.refresher.status().refresh;
     assert_eq!(status.last_outcome, Some("failed"));
     assert!(status.backoff_s > 4.0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_verdict_leaves_a_run_behind() {
+    let world = World::new(&[Direct]).await;
+    let dead = world.publish(false);
+    let mut waiting = Box::pin(world.refuse(dead.generation, "/a"));
+    assert!(poll_immediate(waiting.as_mut()).await.is_none());
+    drop(waiting);
+    eventually(|| world.cache.newer_than(Some(dead.generation)).is_some()).await;
 }
 
 #[tokio::test]
