@@ -59,11 +59,13 @@ pub enum Limit {
     HandshakeTime,
     /// A client that did not finish the head of a request in time.
     HeadTime,
+    /// `UPSTREAM_CONNECTIONS`: none came free in time.
+    UpstreamConnections,
 }
 
 impl Limit {
     /// Every limit, in the order of its discriminants.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Held,
@@ -71,6 +73,7 @@ impl Limit {
         Self::ReplayMemory,
         Self::HandshakeTime,
         Self::HeadTime,
+        Self::UpstreamConnections,
     ];
 
     /// The label's value.
@@ -84,6 +87,7 @@ impl Limit {
             Self::ReplayMemory => "replay_memory",
             Self::HandshakeTime => "handshake_time",
             Self::HeadTime => "head_time",
+            Self::UpstreamConnections => "upstream_connections",
         }
     }
 }

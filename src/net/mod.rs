@@ -17,5 +17,5 @@ mod workers;
 pub use dial::{DialError, Dialer, Reach, UpstreamStream};
 pub use egress::Egress;
 pub use fetch::{FetchError, origin_form};
-pub use upstream::{PooledBody, SendError, Upstream, UpstreamKey};
+pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};

@@ -101,35 +101,13 @@ where
         &self.key
     }
 
-    /// Sends `request` (origin-form, with its `Host`) and returns the answer,
-    /// whose body gives the connection back when it has ended. Waits for a
-    /// free connection as long as it takes; dropping the future closes the
-    /// connection that the request was on.
-    ///
-    /// # Errors
-    ///
-    /// [`SendError`].
-    pub async fn send(
-        self: &Rc<Self>,
-        mut request: Request<B>,
-    ) -> Result<Response<PooledBody<B>>, SendError> {
-        let mut lease = Lease::new(self).await;
-        loop {
-            let (mut sender, reused) = match self.take_idle().await {
-                Some(sender) => (sender, true),
-                None => (self.open().await?, false),
-            };
-            match sender.try_send_request(request).await {
-                Ok(response) => {
-                    lease.sender = Some(sender);
-                    return Ok(response.map(|body| PooledBody::new(body, lease)));
-                }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    _ => return Err(error.into_error().into()),
-                },
-            }
-        }
+    /// A place among the origin's connections; waits for one in order, as long
+    /// as it takes.
+    pub async fn place(self: &Rc<Self>) -> Place<B> {
+        // The semaphore is never closed, so there always is a permit.
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        self.shard.upstream_active(1);
+        Place { upstream: Rc::clone(self), sender: None, _permit: permit }
     }
 
     /// Closes connections that have been idle for too long.
@@ -194,22 +172,48 @@ impl<B> Idle<B> {
 
 /// One of the origin's places, and the connection that fills it. Dropping it
 /// closes that connection.
-struct Lease<B> {
+pub struct Place<B> {
     upstream: Rc<Upstream<B>>,
     sender: Option<SendRequest<B>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<B> Lease<B> {
-    async fn new(upstream: &Rc<Upstream<B>>) -> Self {
-        // The semaphore is never closed, so there always is a permit.
-        let permit = Arc::clone(&upstream.permits).acquire_owned().await.ok();
-        upstream.shard.upstream_active(1);
-        Self { upstream: Rc::clone(upstream), sender: None, _permit: permit }
+impl<B> Place<B>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Sends `request` (origin-form, with its `Host`) and returns the answer,
+    /// whose body gives the connection back when it has ended. Dropping the
+    /// future closes the connection that the request was on.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`].
+    pub async fn send(
+        mut self,
+        mut request: Request<B>,
+    ) -> Result<Response<PooledBody<B>>, SendError> {
+        loop {
+            let (mut sender, reused) = match self.upstream.take_idle().await {
+                Some(sender) => (sender, true),
+                None => (self.upstream.open().await?, false),
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.sender = Some(sender);
+                    return Ok(response.map(|body| PooledBody::new(body, self)));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err(error.into_error().into()),
+                },
+            }
+        }
     }
 }
 
-impl<B> Drop for Lease<B> {
+impl<B> Drop for Place<B> {
     fn drop(&mut self) {
         self.upstream.shard.upstream_active(-1);
     }
@@ -222,7 +226,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     body: Incoming,
-    lease: Option<Lease<B>>,
+    place: Option<Place<B>>,
 }
 
 impl<B> PooledBody<B>
@@ -230,8 +234,8 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    fn new(body: Incoming, lease: Lease<B>) -> Self {
-        let mut pooled = Self { body, lease: Some(lease) };
+    fn new(body: Incoming, place: Place<B>) -> Self {
+        let mut pooled = Self { body, place: Some(place) };
         pooled.release_at_end();
         pooled
     }
@@ -243,10 +247,10 @@ where
     }
 
     fn release(&mut self) {
-        if let Some(mut lease) = self.lease.take()
-            && let Some(sender) = lease.sender.take()
+        if let Some(mut place) = self.place.take()
+            && let Some(sender) = place.sender.take()
         {
-            lease.upstream.put_back(sender);
+            place.upstream.put_back(sender);
         }
     }
 }
@@ -267,7 +271,7 @@ where
         let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
             Some(Ok(_)) => this.release_at_end(),
-            Some(Err(_)) => this.lease = None,
+            Some(Err(_)) => this.place = None,
             None => this.release(),
         }
         Poll::Ready(frame)

@@ -73,6 +73,9 @@ pub enum ProxyError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// All connections to the upstream were in use for `UPSTREAM_TIMEOUT`.
+    #[error("no connection to the upstream came free within {}", humantime::format_duration(*.0))]
+    UpstreamBusy(Duration),
     /// `MAX_CONNECTIONS` or `MAX_CLIENT_CONNECTIONS` is reached.
     #[error("too many connections")]
     TooManyConnections,
@@ -172,6 +175,7 @@ impl ProxyError {
             | Self::HoldTimeout { .. }
             | Self::TooManyHeld { .. }
             | Self::TooManyConnections
+            | Self::UpstreamBusy(_)
             | Self::Draining => self.waiting_face(),
             Self::Protocol(_) | Self::UnexpectedUpgrade => face(
                 StatusCode::BAD_GATEWAY,
@@ -253,6 +257,12 @@ impl ProxyError {
                 "connection_limit_reached",
                 "Try again after Retry-After; MAX_HELD sets the limit.",
             ),
+            Self::UpstreamBusy(_) => face(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too_many_connections",
+                "connection_limit_reached",
+                "Try again after Retry-After; UPSTREAM_CONNECTIONS sets the limit.",
+            ),
             Self::TooManyConnections => face(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too_many_connections",
@@ -287,7 +297,9 @@ impl ProxyError {
             Self::HoldTimeout { retry_after, .. } | Self::TooManyHeld { retry_after } => {
                 add_retry_after(headers, *retry_after);
             }
-            Self::Draining => add_retry_after(headers, Duration::from_secs(1)),
+            Self::Draining | Self::UpstreamBusy(_) => {
+                add_retry_after(headers, Duration::from_secs(1));
+            }
             // The rest of such a message cannot be trusted to be framed.
             Self::BadRequest(_) | Self::UnknownCoding | Self::HeaderTooLarge { .. } => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -10,7 +10,7 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
 use super::credentials::{has_personal_token, has_token_cookie};
@@ -170,8 +170,13 @@ impl Exchange<'_> {
     /// still giving its body is no silent upstream.
     async fn send(&self, token: Option<&Token>) -> Result<Response<UpstreamBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
+        let place = timeout(limit, self.to.upstream.place()).await;
+        let Ok(place) = place else {
+            self.proxy.metrics.limited(Limit::UpstreamConnections);
+            return Err(ProxyError::UpstreamBusy(limit));
+        };
         let mut quiet_since = Instant::now();
-        let mut send = pin!(self.to.upstream.send(self.request(token)));
+        let mut send = pin!(place.send(self.request(token)));
         loop {
             tokio::select! {
                 biased;
@@ -224,7 +229,7 @@ impl Exchange<'_> {
     }
 
     fn not_replayable(&self, refused: Refused) -> Answer {
-        self.proxy.metrics.limited(Limit::ReplayBody);
+        self.proxy.metrics.limited(self.body.limit());
         self.proxy.metrics.replay(ReplayOutcome::NotReplayable);
         refused.pass_on(PassedOn::NotReplayable, self.proxy.refresher.retry_after())
     }

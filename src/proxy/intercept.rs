@@ -27,7 +27,7 @@ use super::gate;
 use super::head::Inspected;
 use super::service::{Answer, Seen, Service};
 use crate::config::normalize_host;
-use crate::metrics::Route;
+use crate::metrics::{Limit, Route};
 use crate::net::origin_form;
 
 /// Longest time until a client has begun, and until it has finished, its TLS
@@ -84,7 +84,10 @@ impl Service {
         match accepted {
             Ok(Ok(stream)) => self.serve_http(stream, route).await,
             Ok(Err(error)) => debug!(%error, client.addr = %client, "TLS with the client failed"),
-            Err(_) => debug!(client.addr = %client, "TLS with the client took too long"),
+            Err(_) => {
+                self.proxy.metrics.limited(Limit::HandshakeTime);
+                debug!(client.addr = %client, "TLS with the client took too long");
+            }
         }
     }
 

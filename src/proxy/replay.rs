@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::time::Instant;
 
 use super::headers::retain_allowed_trailers;
+use crate::metrics::Limit;
 
 /// Why a request body ended early.
 #[derive(Debug, Error)]
@@ -114,6 +115,8 @@ struct State {
     trailers: Option<HeaderMap>,
     reserved: Reserved,
     keeping: bool,
+    /// Why nothing is kept, where that is so.
+    limit: Limit,
     ended: bool,
     epoch: u32,
 }
@@ -131,6 +134,7 @@ impl Replay {
             trailers: None,
             reserved: memory.reserve_none(),
             keeping: length.is_none_or(|length| length <= limit as u64) && limit > 0,
+            limit: Limit::ReplayBody,
             ended: false,
             epoch: 0,
         };
@@ -164,6 +168,11 @@ impl Replay {
         self.0.as_ref().is_none_or(|recording| recording.state.borrow().keeping)
     }
 
+    /// Which limit keeps the body from being replayable.
+    pub(super) fn limit(&self) -> Limit {
+        self.0.as_ref().map_or(Limit::ReplayBody, |recording| recording.state.borrow().limit)
+    }
+
     /// The last moment at which the client gave bytes of its body, if it has
     /// any to give.
     pub(super) fn progress(&self) -> Option<Instant> {
@@ -181,6 +190,7 @@ impl Recording {
             state.kept.extend_from_slice(data);
         } else {
             state.keeping = false;
+            state.limit = if fits { Limit::ReplayMemory } else { Limit::ReplayBody };
             state.kept = BytesMut::new();
             state.reserved.release();
         }

@@ -28,7 +28,7 @@ use super::intercept::Tunnelled;
 use super::replay::ReplayBody;
 use super::{Proxy, gate};
 use crate::config::normalize_host;
-use crate::metrics::{Route, Shard};
+use crate::metrics::{Limit, Route, Shard};
 use crate::net::{Client, Reach, Upstream, UpstreamKey, Worker};
 
 /// Longest rest of a client's connection.
@@ -158,7 +158,10 @@ impl Service {
             ended = served => if let Err(error) = ended {
                 debug!(%error, "client connection ended");
             },
-            () = watch.overdue() => debug!("client did not end a head in time"),
+            () = watch.overdue() => {
+                self.proxy.metrics.limited(Limit::HeadTime);
+                debug!("client did not end a head in time");
+            }
         }
     }
 

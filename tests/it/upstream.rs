@@ -8,7 +8,7 @@ use crate::support::client::{API, Request, Way};
 use crate::support::http::Response;
 use crate::support::origin::Origin;
 use crate::support::token::Jwt;
-use crate::support::{Stage, World};
+use crate::support::{Stage, World, until};
 
 /// Sends `Request::get(path)` by each way; each must get this answer made here.
 async fn check_error(world: &World, path: &str, status: u16, code: &str) {
@@ -260,4 +260,34 @@ async fn personal_request_passes_while_there_is_no_token_at_all() {
         Request::get("/web/api/v2/x").field("Authorization", &format!("Bearer {personal}"));
     assert_eq!(world.call(Way::Intercept, &request).await.status, 200);
     world.solver.resume();
+}
+
+#[tokio::test]
+async fn queue_that_does_not_move_is_a_503_of_its_own() {
+    let world = World::with(&[("UPSTREAM_CONNECTIONS", "1"), ("UPSTREAM_TIMEOUT", "1s")]).await;
+    let mut slow = world.wire().await;
+    let head = format!(
+        "POST http://{API}/web/api/v2/slow-upload HTTP/1.1\r\nHost: {API}\r\nContent-Length: 1000\r\n\r\n"
+    );
+    slow.send(head).await;
+    let trickle = async {
+        loop {
+            slow.send("x").await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let queued = async {
+        // Not before the upload has the only connection.
+        until("the upload", async || {
+            world.sidecar.metric("sidecar_upstream_connections", &["active"]).await > 0.5
+        })
+        .await;
+        world.get("/web/api/v2/x").await
+    };
+    let response = tokio::select! {
+        () = trickle => unreachable!(),
+        response = queued => response,
+    };
+    assert_eq!((response.status, response.code().as_str()), (503, "too_many_connections"));
+    assert_eq!(response.head.value("retry-after"), Some("1"));
 }
