@@ -22,7 +22,7 @@ use super::service::{Answer, Service};
 use super::{Proxy, Settings};
 use crate::metrics::{Limit, ReplayOutcome};
 use crate::net::{Upstream, origin_form};
-use crate::refresh::{Endpoint, Refusal, Verdict};
+use crate::refresh::{Endpoint, FailureReason, Refusal, Verdict};
 use crate::token::{Published, Timestamp, Token};
 
 /// Bytes of a 401 that are kept during a hold, so that its connection is free.
@@ -146,7 +146,10 @@ impl Exchange<'_> {
             Verdict::Replay(next) => self.replay(&next).await,
             Verdict::PassOn => Ok(refused.into_answer()),
             Verdict::Failed(failure) => {
-                proxy.metrics.replay(ReplayOutcome::Failed);
+                // During back-off there was no wish for a replay.
+                if failure.reason == FailureReason::RefreshFailed {
+                    proxy.metrics.replay(ReplayOutcome::Failed);
+                }
                 Ok(refused.pass_on(failure.reason.into(), failure.retry_after))
             }
         }

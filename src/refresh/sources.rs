@@ -17,7 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::coalesce::{Coalesce, Entered};
 use super::direct::Direct;
@@ -142,7 +142,10 @@ impl Sources {
                     Ok(won) => return Ok(won),
                     Err(failure) => failures.push(failure),
                 },
-                () = &mut patience => {}
+                () = &mut patience => if let Some(next) = waiting.front() {
+                    let (source, next) = (source.as_str(), next.as_str());
+                    warn!(source, next, "source is slow, the next one is asked beside it");
+                },
             }
         }
         while let Some(outcome) = asked.next().await {
