@@ -103,6 +103,7 @@ impl Shop {
 
     async fn listen(self: Arc<Self>, listener: TcpListener, tls: TlsAcceptor) {
         while let Ok((stream, _)) = listener.accept().await {
+            let _ = stream.set_nodelay(true);
             let (shop, tls) = (Arc::clone(&self), tls.clone());
             tokio::spawn(async move {
                 if let Ok(stream) = tls.accept(stream).await {
@@ -178,6 +179,7 @@ impl Solver {
 
     async fn listen(self: Arc<Self>, listener: TcpListener) {
         while let Ok((stream, _)) = listener.accept().await {
+            let _ = stream.set_nodelay(true);
             let solver = Arc::clone(&self);
             tokio::spawn(async move { serve(stream, |_| solver.solve()).await });
         }
