@@ -99,7 +99,7 @@ impl TokenStatus {
             issued_at: token.issued_at().map(|at| at.to_string()),
             expires_at: token.expires_at().map(|at| at.to_string()),
             verified: published.is_verified(),
-            clearance: false,
+            clearance: published.needs_clearance,
         }
     }
 }
@@ -175,14 +175,15 @@ fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S
 mod tests {
     use super::{Facts, Readiness, TokenFact};
     use crate::metrics::Route;
-    use crate::token::{Published, Source, Timestamp, Token, TokenCache};
+    use crate::token::{Candidate, Published, Source, Timestamp, Token, TokenCache};
     use std::collections::HashSet;
     use std::sync::Arc;
 
     /// A token with `exp` 1000.
     fn published() -> Arc<Published> {
         let token = Token::parse("e30.eyJleHAiOjEwMDB9.c2ln").unwrap();
-        TokenCache::new().publish(token, Source::Direct, Arc::default(), true, Timestamp(1))
+        TokenCache::new()
+            .publish(Candidate::new(token, Source::Direct).verified(true), Timestamp(1))
     }
 
     #[test]

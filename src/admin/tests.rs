@@ -25,7 +25,7 @@ use crate::config::SourceKind;
 use crate::metrics::Metrics;
 use crate::net::{Dialer, Egress};
 use crate::refresh::{Parts, RefreshSettings, Refresher};
-use crate::token::{Clock, Source, Token, TokenCache};
+use crate::token::{Candidate, Clock, Source, Token, TokenCache};
 
 /// A bare JWT that expires in the year 2100.
 const JWT: &str = "e30.eyJpYXQiOjE3MDAwMDAwMDAsImV4cCI6NDEwMjQ0NDgwMH0.c2ln";
@@ -73,7 +73,7 @@ impl Port {
     fn publish(&self) {
         let token = Token::parse(JWT).unwrap();
         let now = self.state.clock.now();
-        self.state.cache.publish(token, Source::Redis, Arc::default(), true, now);
+        self.state.cache.publish(Candidate::new(token, Source::Redis).verified(true), now);
     }
 
     /// Sends `head` and `body` on a connection of their own.

@@ -7,7 +7,7 @@ use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 use sha2::{Digest, Sha256};
 
 use crate::config::Secret;
-use crate::token::{Timestamp, Token};
+use crate::token::{Clearance, Timestamp, Token};
 
 /// Whether the client comes with a live personal token of its own, in
 /// `Authorization` or, without that field, in its cookie.
@@ -29,20 +29,33 @@ pub(super) fn has_token_cookie(headers: &HeaderMap, cookies: &[String]) -> bool 
     values.any(|value| token_cookies(value, cookies).next().is_some())
 }
 
-/// The `Cookie` value with `token` in place of each token's cookie, but for
-/// personal ones with `keep_personal`; `None` where nothing changes. All other
-/// bytes stay.
+/// Which of the client's cookies hold a token of its own.
+#[derive(Clone, Copy)]
+pub(super) struct OwnCookies<'a> {
+    /// Names of the token's cookie.
+    pub(super) names: &'a [String],
+    /// Whether a personal token stays.
+    pub(super) keep_personal: bool,
+}
+
+impl OwnCookies<'_> {
+    fn keeps(&self, value: &[u8]) -> bool {
+        self.keep_personal && read(value).is_some_and(|own| own.is_personal())
+    }
+}
+
+/// The `Cookie` value with `token` in place of each token's cookie that is not
+/// kept; `None` where nothing changes. All other bytes stay.
 pub(super) fn replace_in_cookies(
     value: &HeaderValue,
-    cookies: &[String],
+    own: OwnCookies<'_>,
     token: &Token,
-    keep_personal: bool,
 ) -> Option<HeaderValue> {
     let bytes = value.as_bytes();
     let mut replaced = Vec::with_capacity(bytes.len());
     let mut copied = 0;
-    for pair in token_cookies(value, cookies) {
-        if keep_personal && read(pair.value).is_some_and(|own| own.is_personal()) {
+    for pair in token_cookies(value, own.names) {
+        if own.keeps(pair.value) {
             continue;
         }
         replaced.extend_from_slice(&bytes[copied..pair.start]);
@@ -56,6 +69,40 @@ pub(super) fn replace_in_cookies(
     let mut replaced = HeaderValue::from_bytes(&replaced).ok()?;
     replaced.set_sensitive(true);
     Some(replaced)
+}
+
+/// One `Cookie` value with the client's cookies, and those of the clearance in
+/// place of its own of the same names, but for a token that is kept.
+pub(super) fn cleared_cookies(
+    headers: &HeaderMap,
+    own: OwnCookies<'_>,
+    clearance: &Clearance,
+) -> Option<HeaderValue> {
+    let mut ours: Vec<(&str, String)> = clearance.pairs().collect();
+    let mut pairs: Vec<&[u8]> = Vec::new();
+    let values = headers.get_all(COOKIE).iter();
+    for pair in values.flat_map(|value| value.as_bytes().split(|byte| *byte == b';')) {
+        let pair = pair.trim_ascii();
+        let (name, value) = split_pair(pair).unwrap_or((pair, b""));
+        let is_tokens = own.names.iter().any(|known| known.as_bytes() == name);
+        if is_tokens && own.keeps(value) {
+            ours.retain(|(ours, _)| ours.as_bytes() != name);
+        } else if ours.iter().any(|(ours, _)| ours.as_bytes() == name) {
+            continue;
+        }
+        pairs.push(pair);
+    }
+    pairs.extend(ours.iter().map(|(_, pair)| pair.as_bytes()));
+    pairs.retain(|pair| !pair.is_empty());
+    let mut value = HeaderValue::from_bytes(&pairs.join(&b"; "[..])).ok()?;
+    value.set_sensitive(true);
+    (!value.is_empty()).then_some(value)
+}
+
+/// Name and value of a cookie.
+fn split_pair(pair: &[u8]) -> Option<(&[u8], &[u8])> {
+    let equals = pair.iter().position(|byte| *byte == b'=')?;
+    Some((pair[..equals].trim_ascii(), &pair[equals + 1..]))
 }
 
 /// Whether `field` of `headers` holds the Basic credentials `expected`
@@ -93,12 +140,11 @@ fn token_cookies<'a>(
 ) -> impl Iterator<Item = TokenCookie<'a>> {
     let bytes = value.as_bytes();
     bytes.split(|byte| *byte == b';').filter_map(move |pair| {
-        let equals = pair.iter().position(|byte| *byte == b'=')?;
-        let name = pair[..equals].trim_ascii();
-        names.iter().any(|known| known.as_bytes() == name).then(|| {
-            let value = &pair[equals + 1..];
-            TokenCookie { start: value.as_ptr().addr() - bytes.as_ptr().addr(), value }
-        })
+        let (name, value) = split_pair(pair)?;
+        names
+            .iter()
+            .any(|known| known.as_bytes() == name)
+            .then(|| TokenCookie { start: value.as_ptr().addr() - bytes.as_ptr().addr(), value })
     })
 }
 
@@ -123,8 +169,8 @@ mod tests {
     fn only_the_tokens_cookie_is_replaced() {
         let names = ["access-token".to_owned()];
         let check = |from: &'static str, to: Option<String>| {
-            let replaced =
-                replace_in_cookies(&HeaderValue::from_static(from), &names, &token(), true);
+            let own = OwnCookies { names: &names, keep_personal: true };
+            let replaced = replace_in_cookies(&HeaderValue::from_static(from), own, &token());
             assert_eq!(replaced.map(|value| value.to_str().unwrap().to_owned()), to, "{from}");
         };
         let ours = token().cookie_value().to_owned();

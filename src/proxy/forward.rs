@@ -1,19 +1,19 @@
-//! One request to its upstream: with the token, held when that is refused,
-//! sent once more with the next one.
+//! One request to its upstream: with the token, held when that is refused or
+//! the anti-bot wall is in the way, sent once more with the next one.
 
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
-use super::credentials::{has_personal_token, has_token_cookie};
+use super::credentials::{OwnCookies, has_personal_token, has_token_cookie};
 use super::error::{PassedOn, ProxyError, mark_passed_on};
 use super::headers::{Rewrite, for_client, for_upstream};
 use super::hold::Deadline;
@@ -22,10 +22,10 @@ use super::service::{Answer, Service};
 use super::{Proxy, Settings};
 use crate::metrics::{Limit, ReplayOutcome};
 use crate::net::{Upstream, origin_form};
-use crate::refresh::{Endpoint, FailureReason, Refusal, Verdict};
-use crate::token::{Published, Timestamp, Token};
+use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
+use crate::token::{Published, Timestamp};
 
-/// Bytes of a 401 that are kept during a hold, so that its connection is free.
+/// Bytes of a refusal that are kept during a hold, so that its connection is free.
 const KEPT_ANSWER: usize = 64 * 1024;
 
 /// Where a request goes, and how.
@@ -101,9 +101,9 @@ impl Exchange<'_> {
         }
         let used = self.live_token().await?;
         let sent_at = Instant::now();
-        let answer = self.send(Some(&used.token)).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            let refusal = self.refusal(&used, sent_at);
+        let answer = self.send(Some(&used)).await?;
+        if let Some(objection) = objection(&answer) {
+            let refusal = self.refusal(objection, &used, sent_at);
             return self.recover(answer, refusal).await;
         }
         self.confirm(&used, answer.status());
@@ -121,8 +121,8 @@ impl Exchange<'_> {
         acquired.map_err(ProxyError::TokenUnavailable)
     }
 
-    /// A 401 on our token: waits for the next one, or for the news that there
-    /// is none.
+    /// A 401 on our token, or the wall's 403: waits for the next token, or for
+    /// the news that there is none.
     async fn recover(
         mut self,
         answer: Response<UpstreamBody>,
@@ -158,9 +158,9 @@ impl Exchange<'_> {
     /// The second sending. Whatever comes is the client's answer.
     async fn replay(&self, next: &Arc<Published>) -> Result<Answer, ProxyError> {
         let sent_at = Instant::now();
-        let answer = self.send(Some(&next.token)).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            self.proxy.refresher.report(self.refusal(next, sent_at));
+        let answer = self.send(Some(next)).await?;
+        if let Some(objection) = objection(&answer) {
+            self.proxy.refresher.report(self.refusal(objection, next, sent_at));
             self.proxy.metrics.replay(ReplayOutcome::RefusedAgain);
         } else {
             self.confirm(next, answer.status());
@@ -171,7 +171,7 @@ impl Exchange<'_> {
 
     /// Sends the request and waits for the answer's head. A client that is
     /// still giving its body is no silent upstream.
-    async fn send(&self, token: Option<&Token>) -> Result<Response<UpstreamBody>, ProxyError> {
+    async fn send(&self, with: Option<&Published>) -> Result<Response<UpstreamBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
         let place = timeout(limit, self.to.upstream.place()).await;
         let Ok(place) = place else {
@@ -179,7 +179,7 @@ impl Exchange<'_> {
             return Err(ProxyError::UpstreamBusy(limit));
         };
         let mut quiet_since = Instant::now();
-        let mut send = pin!(place.send(self.request(token)));
+        let mut send = pin!(place.send(self.request(with)));
         loop {
             tokio::select! {
                 biased;
@@ -194,30 +194,34 @@ impl Exchange<'_> {
     }
 
     /// The request as the upstream gets it.
-    fn request(&self, token: Option<&Token>) -> Request<ReplayBody> {
+    fn request(&self, with: Option<&Published>) -> Request<ReplayBody> {
         let mut request = Request::new(self.body.body());
         let uri = &self.parts.uri;
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = if uri.scheme().is_some() { origin_form(uri) } else { uri.clone() };
         *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(token));
+        *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(with));
         // hyper keeps the spelling of field names there.
         *request.extensions_mut() = self.parts.extensions.clone();
         request
     }
 
-    fn rewrite<'b>(&'b self, token: Option<&'b Token>) -> Rewrite<'b> {
+    fn rewrite<'b>(&'b self, with: Option<&'b Published>) -> Rewrite<'b> {
         Rewrite {
-            token,
+            token: with.map(|published| &published.token),
+            clearance: with.and_then(Published::needed_clearance),
             add: self.credentials == Credentials::Replace { add: true },
-            cookies: &self.proxy.settings.token_cookies,
-            keep_personal: self.proxy.settings.authorization.keep_personal,
+            own: OwnCookies {
+                names: &self.proxy.settings.token_cookies,
+                keep_personal: self.proxy.settings.authorization.keep_personal,
+            },
             host: self.to.host,
         }
     }
 
-    fn refusal(&self, used: &Published, sent_at: Instant) -> Refusal {
+    fn refusal(&self, objection: Objection, used: &Published, sent_at: Instant) -> Refusal {
         Refusal {
+            objection,
             generation: used.generation,
             sent_at,
             endpoint: Endpoint::new(&self.parts.method, self.parts.uri.path()),
@@ -238,7 +242,7 @@ impl Exchange<'_> {
     }
 }
 
-/// A 401 that may be passed on later.
+/// A refusal that may be passed on later.
 struct Refused {
     parts: response::Parts,
     body: AnswerBody,
@@ -268,6 +272,22 @@ impl Refused {
         mark_passed_on(answer.headers_mut(), why, retry_after);
         answer
     }
+}
+
+/// What the upstream's answer says against the token, if it does. The API
+/// speaks JSON: a 403 in HTML is the anti-bot wall's.
+fn objection<B>(answer: &Response<B>) -> Option<Objection> {
+    match answer.status() {
+        StatusCode::UNAUTHORIZED => Some(Objection::Token),
+        StatusCode::FORBIDDEN => is_html(answer.headers()).then_some(Objection::Wall),
+        _ => None,
+    }
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    ["text/html", "application/xhtml+xml"].iter().any(|html| kind.eq_ignore_ascii_case(html))
 }
 
 /// The upstream's answer, for the client.

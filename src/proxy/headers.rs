@@ -7,16 +7,17 @@
 //!
 //! - Hop-by-hop fields (RFC 9110 §7.6.1), those that `Connection` names, and
 //!   proxy credentials never cross, either way.
-//! - Nothing is added but `Authorization`.
+//! - Nothing is added but `Authorization`, and where the token needs it, the
+//!   clearance: its cookies and user-agent.
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT, WWW_AUTHENTICATE,
 };
 
-use super::credentials::replace_in_cookies;
-use crate::token::Token;
+use super::credentials::{OwnCookies, cleared_cookies, replace_in_cookies};
+use crate::token::{Clearance, Token};
 
 /// Hop-by-hop by definition, whatever `Connection` says.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -52,12 +53,12 @@ const NOT_IN_TRAILERS: [HeaderName; 12] = [
 pub(super) struct Rewrite<'a> {
     /// The token to put in; `None`: credentials stay as they are.
     pub(super) token: Option<&'a Token>,
+    /// What goes along with the token where it does not work alone.
+    pub(super) clearance: Option<&'a Clearance>,
     /// Whether a missing `Authorization` is added.
     pub(super) add: bool,
-    /// Names of the token's cookie.
-    pub(super) cookies: &'a [String],
-    /// Whether a personal token in a cookie stays.
-    pub(super) keep_personal: bool,
+    /// The client's cookies that may hold a token.
+    pub(super) own: OwnCookies<'a>,
     /// The value of `Host` for the upstream; `None`: the client's own.
     pub(super) host: Option<&'a HeaderValue>,
 }
@@ -78,11 +79,12 @@ pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
                 Some(token) => drop(to.insert(name, token.authorization().clone())),
                 None => drop(to.append(name, value.clone())),
             }
-        } else if name == COOKIE {
-            let ours = rewrite.token.and_then(|token| {
-                replace_in_cookies(value, rewrite.cookies, token, rewrite.keep_personal)
-            });
+        } else if name == COOKIE && rewrite.clearance.is_none() {
+            let ours =
+                rewrite.token.and_then(|token| replace_in_cookies(value, rewrite.own, token));
             to.append(name, ours.unwrap_or_else(|| value.clone()));
+        } else if name == COOKIE && to.contains_key(COOKIE) {
+            // All of them went into the first.
         } else {
             to.append(name, value.clone());
         }
@@ -93,7 +95,20 @@ pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
     if let (Some(token), true) = (rewrite.token, rewrite.add) {
         to.entry(AUTHORIZATION).or_insert_with(|| token.authorization().clone());
     }
+    if let Some(clearance) = rewrite.clearance {
+        show(clearance, from, rewrite.own, &mut to);
+    }
     to
+}
+
+/// Puts the clearance in, each field where the client has its own.
+fn show(clearance: &Clearance, from: &HeaderMap, own: OwnCookies<'_>, to: &mut HeaderMap) {
+    if let Some(cookies) = cleared_cookies(from, own, clearance) {
+        to.insert(COOKIE, cookies);
+    }
+    if let Some(user_agent) = clearance.user_agent() {
+        to.insert(USER_AGENT, user_agent.clone());
+    }
 }
 
 /// The fields of an answer as the client gets them.
@@ -148,6 +163,7 @@ fn is_trailers(value: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::Cookies;
 
     fn fields(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let pair =
@@ -156,7 +172,34 @@ mod tests {
     }
 
     fn untouched() -> Rewrite<'static> {
-        Rewrite { token: None, add: false, cookies: &[], keep_personal: true, host: None }
+        let own = OwnCookies { names: &[], keep_personal: true };
+        Rewrite { token: None, clearance: None, add: false, own, host: None }
+    }
+
+    #[test]
+    fn clearance_takes_the_places_of_the_clients_own() {
+        let from = fields(&[
+            ("cookie", "cart=1; cf_clearance=stale"),
+            ("user-agent", "curl"),
+            ("cookie", "city=39"),
+            ("accept", "*/*"),
+        ]);
+        let cookies = Cookies::from_pairs([("cf_clearance", "fresh"), ("__ddg1_", "x")]);
+        let clearance = Clearance::new(cookies, Some("Browser/1"));
+        let with = |from: &HeaderMap| {
+            for_upstream(from, &Rewrite { clearance: Some(&clearance), ..untouched() })
+        };
+        let expected = fields(&[
+            ("cookie", "cart=1; city=39; cf_clearance=fresh; __ddg1_=x"),
+            ("user-agent", "Browser/1"),
+            ("accept", "*/*"),
+        ]);
+        let to = with(&from);
+        assert_eq!(to, expected);
+        assert!(to.keys().eq(expected.keys()), "{to:?}");
+        let bare = with(&fields(&[("accept", "*/*")]));
+        assert_eq!(bare["cookie"], "cf_clearance=fresh; __ddg1_=x");
+        assert_eq!(bare["user-agent"], "Browser/1");
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub(super) enum Adoption {
     Nothing,
     /// Ours belongs there.
     WriteOurs,
-    /// Theirs is newer and comes from a sidecar that had it verified.
+    /// Theirs is newer and comes from a sidecar that had it verified, where
+    /// it works without clearance.
     Take,
     /// Theirs may be better, which the verifier has to say.
     Examine {
@@ -54,7 +55,9 @@ impl View<'_> {
         // `None` is older than anything, and so is no token at all.
         let ours_issued = self.ours.and_then(|ours| ours.token.issued_at());
         let newer = self.ours.is_none() || stored.token.issued_at() > ours_issued;
-        match (newer, stored.foreign || !self.ours_usable, stored.verified && !stored.foreign) {
+        // What passes the wall there need not pass it here.
+        let proven = stored.verified && !stored.foreign && !stored.needs_clearance;
+        match (newer, stored.foreign || !self.ours_usable, proven) {
             (true, _, true) => Adoption::Take,
             (true, _, false) | (false, true, _) => Adoption::Examine { newer },
             (false, false, _) => Adoption::Nothing,
@@ -74,16 +77,23 @@ mod tests {
 
     use super::super::testing::issued;
     use super::*;
-    use crate::token::{Cookies, Timestamp, TokenCache};
+    use crate::token::{Candidate, Clearance, Timestamp, TokenCache};
 
     fn ours(iat: u64, verified: bool) -> Arc<Published> {
         let token = issued("ours", iat);
-        TokenCache::new().publish(token, Source::Direct, Arc::default(), verified, Timestamp(0))
+        TokenCache::new()
+            .publish(Candidate::new(token, Source::Direct).verified(verified), Timestamp(0))
     }
 
     fn stored(iat: u64, foreign: bool, verified: bool) -> Stored {
-        let token = issued("theirs", iat);
-        Stored { token, cookies: Cookies::default(), foreign, verified, cookies_agree: true }
+        Stored {
+            token: issued("theirs", iat),
+            clearance: Clearance::default(),
+            needs_clearance: false,
+            foreign,
+            verified,
+            cookies_agree: true,
+        }
     }
 
     fn decide(stored: Option<&Stored>, ours: Option<&Published>, ours_usable: bool) -> Adoption {
@@ -120,6 +130,14 @@ mod tests {
             let decision = decide(Some(&stored(iat, true, false)), Some(&ours), true);
             assert_eq!(decision, Adoption::Examine { newer });
         }
+    }
+
+    #[test]
+    fn a_value_that_needs_clearance_is_examined_here() {
+        let mut theirs = stored(6, false, true);
+        theirs.needs_clearance = true;
+        let decision = decide(Some(&theirs), Some(&ours(5, true)), true);
+        assert_eq!(decision, Adoption::Examine { newer: true });
     }
 
     #[test]

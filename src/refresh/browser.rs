@@ -3,7 +3,8 @@
 use http::header;
 use http::request::Builder;
 
-const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
+/// What the requests call themselves.
+pub(super) const USER_AGENT: &str = "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 \
                           (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36";
 
 /// A request that the site's script makes.

@@ -69,7 +69,7 @@ impl Direct {
             return Err(SourceError::Failed { status, message });
         }
         let token = access_token(status, response.body())?;
-        Ok(Found { token, cookies: Cookies::default() })
+        Ok(Found { token, cookies: Cookies::default(), user_agent: None })
     }
 
     async fn page(&self) -> Result<Found, SourceError> {
@@ -77,7 +77,8 @@ impl Direct {
         let response = self.fetch(request, LARGEST_PAGE).await?;
         let status = response.status();
         let found = solution::choose(&set_cookies(response.headers()), &self.cookie_names);
-        found.map_err(|error| match error {
+        let as_asked = |found| Found { user_agent: Some(browser::USER_AGENT.to_owned()), ..found };
+        found.map(as_asked).map_err(|error| match error {
             SourceError::NoCookie if !status.is_success() => {
                 SourceError::Failed { status: status.as_u16(), message: "no cookie".to_owned() }
             }

@@ -21,6 +21,9 @@ pub enum RefreshError {
     /// The verifier, or the API in its stead, refused the new token at once.
     #[error("the API refuses the new token too")]
     RefusedAgain,
+    /// The anti-bot wall let no token pass, a while ago.
+    #[error("the anti-bot wall lets no token pass")]
+    Walled,
     /// Our own fault: the run panicked.
     #[error("the refresh panicked")]
     Panicked,
@@ -39,8 +42,16 @@ impl RefreshError {
             Self::Sources(failures) => {
                 !failures.is_empty() && failures.iter().all(|failure| failure.error.is_refusal())
             }
-            Self::Panicked | Self::Stopped => false,
+            Self::Walled | Self::Panicked | Self::Stopped => false,
         }
+    }
+
+    /// Whether a token came that met the anti-bot wall.
+    pub(super) fn meets_wall(&self) -> bool {
+        let Self::Sources(failures) = self else {
+            return false;
+        };
+        failures.iter().any(|failure| matches!(failure.error, SourceError::Walled))
     }
 
     /// Whether a source could not even be reached, so that its coming back
@@ -117,6 +128,9 @@ pub enum SourceError {
     /// The verifier refuses the token.
     #[error("the API refuses its token")]
     Rejected,
+    /// The verifier meets the anti-bot wall, with the token's cookies too.
+    #[error("its token meets the anti-bot wall (403), with its cookies too")]
+    Walled,
     /// Several doors were tried.
     #[error("{}", list_doors(.0))]
     Doors(Vec<(String, SourceError)>),

@@ -1,4 +1,5 @@
-//! Whether a 401 means that the token is dead, or only that endpoint's own no.
+//! Whether a 401 means that the token is dead, and a 403 that the wall is up,
+//! or only that endpoint's own no.
 //!
 //! # Invariants
 //!
@@ -17,8 +18,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use super::coalesce::{Coalesce, Entered};
-use super::verifier::{Opinion, Trust, Verifier};
-use super::{Endpoint, Refusal, lock};
+use super::verifier::{Finding, Opinion, Passage, Trust, Verifier};
+use super::{Endpoint, Objection, Refusal, lock};
 use crate::token::{Generation, Published};
 
 /// The least time from one judgement to the next.
@@ -41,10 +42,11 @@ impl Judge {
         Self { verifier, docket: Arc::default(), flights: Coalesce::new(handle) }
     }
 
-    /// What to think of the token that `refusal` is about.
-    pub(super) async fn judge(&self, refusal: &Refusal, refused: &Arc<Published>) -> Opinion {
-        if self.verifier.trust() == Trust::Blind {
-            return Opinion::Unknown;
+    /// What to think of the token that `refusal` is about. A blind verifier
+    /// is only asked about the wall.
+    pub(super) async fn judge(&self, refusal: &Refusal, refused: &Arc<Published>) -> Finding {
+        if refusal.objection == Objection::Token && self.verifier.trust() == Trust::Blind {
+            return Finding::NOTHING;
         }
         loop {
             let entered = self.flights.enter(
@@ -52,11 +54,11 @@ impl Judge {
                 || self.ask(Arc::clone(refused)),
             );
             match entered {
-                Entered::Settled(Ruling::Final(opinion)) => return opinion,
+                Entered::Settled(Ruling::Final(finding)) => return finding,
                 Entered::Settled(Ruling::NotBefore(moment)) => sleep_until(moment).await,
                 Entered::Joined(flight) | Entered::Started(flight) => {
                     if flight.outcome().await.is_none() {
-                        return Opinion::Unknown;
+                        return Finding::NOTHING;
                     }
                 }
             }
@@ -68,10 +70,10 @@ impl Judge {
         let (verifier, docket) = (Arc::clone(&self.verifier), Arc::clone(&self.docket));
         let asked_at = Instant::now();
         async move {
-            let opinion = verifier.judge(&refused.token).await;
-            debug!(generation = refused.generation.0, ?opinion, "refused token judged");
-            let generation = refused.generation;
-            lock(&docket).record(Judgement { generation, asked_at, opinion });
+            let finding = verifier.judge(&refused).await;
+            debug!(generation = refused.generation.0, ?finding, "refused token judged");
+            let (generation, with_clearance) = (refused.generation, refused.needs_clearance);
+            lock(&docket).record(Judgement { generation, with_clearance, asked_at, finding });
         }
     }
 }
@@ -80,7 +82,7 @@ impl Judge {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ruling {
     /// The verdict is there.
-    Final(Opinion),
+    Final(Finding),
     /// It is too soon to ask again.
     NotBefore(Instant),
 }
@@ -88,20 +90,34 @@ enum Ruling {
 #[derive(Clone, Copy, Debug)]
 struct Judgement {
     generation: Generation,
+    /// Requests carry the clearance along with this token.
+    with_clearance: bool,
     asked_at: Instant,
-    opinion: Opinion,
+    finding: Finding,
 }
 
 impl Judgement {
     fn covers(&self, refusal: &Refusal, now: Instant) -> bool {
-        let in_time = match self.opinion {
-            Opinion::Good => refusal.sent_at <= self.asked_at,
+        let before = refusal.sent_at <= self.asked_at;
+        let in_time = match self.finding.opinion {
             // The dead do not rise again.
             Opinion::Bad => true,
+            _ if self.excuses(refusal.objection) => before,
             // No telling a moment ago: asking again would only cost time.
-            Opinion::Unknown => refusal.sent_at <= self.asked_at || now < self.next(),
+            _ => before || now < self.next(),
         };
         self.generation == refusal.generation && in_time
+    }
+
+    /// Whether the verifier gets through where the request did not: then the
+    /// refusal is the endpoint's own.
+    fn excuses(&self, objection: Objection) -> bool {
+        match (objection, self.finding.passage) {
+            (Objection::Token, _) => self.finding.opinion == Opinion::Good,
+            (Objection::Wall, Passage::Open) => true,
+            (Objection::Wall, Passage::Cleared) => self.with_clearance,
+            (Objection::Wall, Passage::Walled | Passage::Unknown) => false,
+        }
     }
 
     /// When the next one may be asked for.
@@ -120,6 +136,7 @@ struct Docket {
 #[derive(Debug)]
 struct Excuse {
     generation: Generation,
+    objection: Objection,
     endpoint: Endpoint,
     until: Instant,
 }
@@ -128,14 +145,15 @@ impl Docket {
     /// `None`: the verifier is to be asked, or the one asking to be joined.
     fn rule(&mut self, refusal: &Refusal, running: bool, now: Instant) -> Option<Ruling> {
         if self.is_excused(refusal, now) {
-            return Some(Ruling::Final(Opinion::Good));
+            let finding = Finding { opinion: Opinion::Good, passage: Passage::Open };
+            return Some(Ruling::Final(finding));
         }
         match self.last {
             Some(last) if last.covers(refusal, now) => {
-                if last.opinion == Opinion::Good {
+                if last.excuses(refusal.objection) {
                     self.excuse(refusal, now, last.asked_at + EXCUSE);
                 }
-                Some(Ruling::Final(last.opinion))
+                Some(Ruling::Final(last.finding))
             }
             Some(last) if !running && now < last.next() => Some(Ruling::NotBefore(last.next())),
             _ => None,
@@ -149,18 +167,19 @@ impl Docket {
     fn is_excused(&self, refusal: &Refusal, now: Instant) -> bool {
         self.excused.iter().any(|excuse| {
             excuse.generation == refusal.generation
+                && excuse.objection == refusal.objection
                 && excuse.endpoint == refusal.endpoint
                 && now < excuse.until
         })
     }
 
     fn excuse(&mut self, refusal: &Refusal, now: Instant, until: Instant) {
-        let (generation, endpoint) = (refusal.generation, refusal.endpoint);
+        let Refusal { generation, objection, endpoint, .. } = *refusal;
         self.excused.retain(|excuse| now < excuse.until && excuse.generation == generation);
         if self.excused.len() == MAX_EXCUSED {
             self.excused.pop_front();
         }
-        self.excused.push_back(Excuse { generation, endpoint, until });
+        self.excused.push_back(Excuse { generation, objection, endpoint, until });
     }
 }
 
@@ -172,13 +191,45 @@ mod tests {
 
     fn refusal(path: &str, sent_at: Instant) -> Refusal {
         let endpoint = Endpoint::new(&Method::GET, path);
-        Refusal { generation: Generation(1), sent_at, endpoint }
+        Refusal { objection: Objection::Token, generation: Generation(1), sent_at, endpoint }
     }
 
     fn judged(asked_at: Instant, opinion: Opinion) -> Docket {
+        found(asked_at, finding(opinion), false)
+    }
+
+    fn finding(opinion: Opinion) -> Finding {
+        Finding { opinion, passage: Passage::Open }
+    }
+
+    fn found(asked_at: Instant, finding: Finding, with_clearance: bool) -> Docket {
         let mut docket = Docket::default();
-        docket.record(Judgement { generation: Generation(1), asked_at, opinion });
+        let generation = Generation(1);
+        docket.record(Judgement { generation, with_clearance, asked_at, finding });
         docket
+    }
+
+    #[test]
+    fn the_walls_403_is_an_endpoints_own_only_where_the_verifier_passes_as_the_request_did() {
+        let now = Instant::now();
+        let walled = Refusal { objection: Objection::Wall, ..refusal("/a", now) };
+        let cases = [
+            (Passage::Open, false, true),
+            (Passage::Open, true, true),
+            (Passage::Cleared, false, false),
+            (Passage::Cleared, true, true),
+            (Passage::Walled, true, false),
+            (Passage::Unknown, false, false),
+        ];
+        for (passage, with_clearance, own) in cases {
+            let finding = Finding { opinion: Opinion::Unknown, passage };
+            let mut docket = found(now, finding, with_clearance);
+            let ruling = docket.rule(&walled, false, now);
+            assert_eq!(ruling, Some(Ruling::Final(finding)));
+            assert_eq!(docket.is_excused(&walled, now), own, "{passage:?} {with_clearance}");
+            // A death of the token must not hide behind it.
+            assert!(!docket.is_excused(&refusal("/a", now), now));
+        }
     }
 
     fn ms(milliseconds: u64) -> Duration {
@@ -199,7 +250,10 @@ mod tests {
         for opinion in [Opinion::Good, Opinion::Bad, Opinion::Unknown] {
             let mut docket = judged(now, opinion);
             let earlier = refusal("/a", now - ms(1));
-            assert_eq!(docket.rule(&earlier, false, now + ms(5)), Some(Ruling::Final(opinion)));
+            assert_eq!(
+                docket.rule(&earlier, false, now + ms(5)),
+                Some(Ruling::Final(finding(opinion)))
+            );
         }
     }
 
@@ -208,10 +262,10 @@ mod tests {
         let now = Instant::now();
         let later = refusal("/a", now + ms(900));
         let bad = judged(now, Opinion::Bad).rule(&later, false, now + ms(60_000));
-        assert_eq!(bad, Some(Ruling::Final(Opinion::Bad)));
+        assert_eq!(bad, Some(Ruling::Final(finding(Opinion::Bad))));
         let mut docket = judged(now, Opinion::Unknown);
         let ruling = docket.rule(&later, false, now + ms(999));
-        assert_eq!(ruling, Some(Ruling::Final(Opinion::Unknown)));
+        assert_eq!(ruling, Some(Ruling::Final(finding(Opinion::Unknown))));
         assert_eq!(docket.rule(&later, false, now + INTERVAL), None);
     }
 
@@ -235,7 +289,7 @@ mod tests {
         let mut docket = judged(now, Opinion::Good);
         docket.rule(&refusal("/own", now), false, now);
         let (soon, late) = (now + ms(59_999), now + EXCUSE);
-        let settled = Some(Ruling::Final(Opinion::Good));
+        let settled = Some(Ruling::Final(finding(Opinion::Good)));
         assert_eq!(docket.rule(&refusal("/own", soon), false, soon), settled);
         assert_eq!(docket.rule(&refusal("/other", soon), false, soon), None);
         assert_eq!(docket.rule(&refusal("/own", late), false, late), None);

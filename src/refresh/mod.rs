@@ -93,9 +93,20 @@ impl From<SourceKind> for Source {
     }
 }
 
-/// A 401 to a request that carried our token.
+/// What a refusal seems to be about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objection {
+    /// A 401: the token.
+    Token,
+    /// A 403 in HTML, where the API speaks JSON: the anti-bot wall.
+    Wall,
+}
+
+/// A 401, or the wall's 403, to a request that carried our token.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
+    /// Which of the two.
+    pub objection: Objection,
     /// The token that the request carried.
     pub generation: Generation,
     /// When the request was sent.
@@ -132,7 +143,7 @@ impl fmt::Debug for Endpoint {
 pub enum Verdict {
     /// A newer token is there: send the request once more.
     Replay(Arc<Published>),
-    /// The token is good: the 401 is that endpoint's own.
+    /// The token is good, and passes: the refusal is that endpoint's own.
     PassOn,
     /// There is no newer token, and for now none to wait for.
     Failed(RefreshFailure),

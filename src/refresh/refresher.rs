@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::adoption::is_store;
 use super::backoff::jitter;
@@ -20,11 +20,11 @@ use super::run::{Cause, LastRun, Outcome};
 use super::schedule::Schedule;
 use super::sources::{Solved, Sources};
 use super::stores::Stores;
-use super::verifier::{Opinion, Verifier};
-use super::{FailureReason, RefreshFailure, RefreshSettings, Refusal, Verdict, lock};
+use super::verifier::{Finding, Opinion, Passage, Verifier};
+use super::{FailureReason, Objection, RefreshFailure, RefreshSettings, Refusal, Verdict, lock};
 use crate::metrics::Metrics;
 use crate::net::Dialer;
-use crate::token::{Clock, Cookies, Generation, Published, Source, Token, TokenCache};
+use crate::token::{Candidate, Clock, Cookies, Generation, Published, Token, TokenCache};
 
 /// The least that a client is told to wait.
 const LEAST_RETRY: Duration = Duration::from_secs(1);
@@ -66,6 +66,8 @@ pub struct Refresher {
     pub(super) last_run: Mutex<Option<LastRun>>,
     /// Somebody needs the run in flight: its failure starts the back-off.
     pub(super) needed: AtomicBool,
+    /// The run in flight is to get past the wall, for somebody's sake.
+    pub(super) walled: AtomicBool,
     /// Something has changed that the schedule depends on.
     pub(super) woken: Notify,
     /// Solves that came too late for their run; taken by [`Refresher::start`].
@@ -104,6 +106,7 @@ impl Refresher {
             runs: Coalesce::new(handle.clone()),
             last_run: Mutex::default(),
             needed: AtomicBool::new(false),
+            walled: AtomicBool::new(false),
             woken: Notify::new(),
             late: Mutex::new(Some(late)),
             environment: settings.environment,
@@ -120,18 +123,20 @@ impl Refresher {
         }))
     }
 
-    /// What to do about a 401 to a request that carried our token.
+    /// What to do about a 401, or the wall's 403, to a request that carried
+    /// our token.
     ///
-    /// A newer token is there: replay. The token is good: pass the 401 on.
-    /// Else a run has to find a newer one, which this waits for. Not bounded
-    /// in time; dropping the future abandons the wait, not the run.
+    /// A newer token is there: replay. The token is good and passes: pass the
+    /// answer on. It passes with the clearance that it came with: replay with
+    /// that. Else a run has to find a newer one, which this waits for. Not
+    /// bounded in time; dropping the future abandons the wait, not the run.
     pub async fn refused(self: &Arc<Self>, refusal: Refusal) -> Verdict {
-        let older = Some(refusal.generation);
-        if let Some(newer) = self.cache.newer_than(older) {
+        let refusal = self.brought_up_to_date(refusal);
+        if let Some(newer) = self.cache.newer_than(Some(refusal.generation)) {
             return Verdict::Replay(newer);
         }
-        if self.is_held() {
-            return Verdict::Failed(self.backoff_failure());
+        if let Some(failure) = self.held_up(refusal.objection) {
+            return Verdict::Failed(failure);
         }
         // In a task of its own: a client that hangs up while the token is
         // judged must not keep a dead one from being renewed.
@@ -143,17 +148,51 @@ impl Refresher {
         })
     }
 
+    /// A 401 on a token that has since been put in force anew is one on that.
+    fn brought_up_to_date(&self, refusal: Refusal) -> Refusal {
+        let same = |current: &Arc<Published>| {
+            refusal.objection == Objection::Token && current.since <= refusal.generation
+        };
+        let generation = self.cache.current().filter(same).map(|current| current.generation);
+        Refusal { generation: generation.unwrap_or(refusal.generation), ..refusal }
+    }
+
     /// Asks the judge, and where the token is not good, a run.
     async fn decide(self: &Arc<Self>, refusal: Refusal) -> Verdict {
         let older = Some(refusal.generation);
-        if let Some(refused) = self.usable().filter(|usable| Some(usable.generation) == older)
-            && self.opinion(&refusal, &refused).await == Opinion::Good
-        {
-            return Verdict::PassOn;
-        }
-        match self.renew(older, Cause::Refused).await {
+        let refused = self.usable().filter(|usable| Some(usable.generation) == older);
+        let cause = match refused {
+            None => Cause::Refused,
+            Some(refused) => {
+                let finding = self.finding(&refusal, &refused).await;
+                match self.settle(refusal.objection, finding, &refused) {
+                    Ok(verdict) => return verdict,
+                    Err(cause) => cause,
+                }
+            }
+        };
+        match self.renew(older, cause).await {
             Ok(newer) => Verdict::Replay(newer),
             Err(failure) => Verdict::Failed(failure),
+        }
+    }
+
+    /// What follows from the judge's finding, or why a run must follow.
+    fn settle(
+        &self,
+        objection: Objection,
+        finding: Finding,
+        refused: &Published,
+    ) -> Result<Verdict, Cause> {
+        match (objection, finding.opinion, finding.passage) {
+            (Objection::Token, Opinion::Good, _) => Ok(Verdict::PassOn),
+            (Objection::Token, _, _) | (_, Opinion::Bad, _) => Err(Cause::Refused),
+            (Objection::Wall, _, Passage::Walled) => Err(Cause::Walled),
+            (Objection::Wall, opinion, Passage::Cleared) if !refused.needs_clearance => {
+                let verified = opinion == Opinion::Good || refused.is_verified();
+                Ok(Verdict::Replay(self.add_clearance(refused, verified)))
+            }
+            (Objection::Wall, _, _) => Ok(Verdict::PassOn),
         }
     }
 
@@ -172,7 +211,7 @@ impl Refresher {
         }
     }
 
-    /// The replay was refused too: has that judged in the background.
+    /// A refusal that nobody waits for: has it judged in the background.
     pub fn report(self: &Arc<Self>, refusal: Refusal) {
         let this = Arc::clone(self);
         self.handle.spawn(async move { this.refused(refusal).await });
@@ -239,16 +278,16 @@ impl Refresher {
         if let Some(newer) = self.cache.newer_than(older) {
             return Some(Ok(newer));
         }
-        if cause.is_need() {
-            self.needed.store(true, Ordering::Relaxed);
-        }
+        self.needed.fetch_or(cause.is_need(), Ordering::Relaxed);
+        self.walled.fetch_or(cause == Cause::Walled, Ordering::Relaxed);
         if running {
             return None;
         }
         if cause == Cause::Refused {
             self.count_disappointment();
         }
-        self.is_held().then(|| Err(self.backoff_failure()))
+        let objection = if cause == Cause::Walled { Objection::Wall } else { Objection::Token };
+        self.held_up(objection).or_else(|| self.held_up(Objection::Token)).map(Err)
     }
 
     /// Where the verifier cannot tell, a source may give one useless token
@@ -267,12 +306,12 @@ impl Refresher {
         }
     }
 
-    async fn opinion(&self, refusal: &Refusal, refused: &Arc<Published>) -> Opinion {
-        let opinion = self.judge.judge(refusal, refused).await;
-        if opinion == Opinion::Bad {
+    async fn finding(&self, refusal: &Refusal, refused: &Arc<Published>) -> Finding {
+        let finding = self.judge.judge(refusal, refused).await;
+        if finding.opinion == Opinion::Bad {
             self.deny(&refused.token);
         }
-        opinion
+        finding
     }
 
     /// Remembers that the API refuses `token`.
@@ -304,22 +343,41 @@ impl Refresher {
     }
 
     /// Puts a token in force and plans its renewal.
-    pub(super) fn publish(
-        &self,
-        token: Token,
-        cookies: &Cookies,
-        source: Source,
-        verified: bool,
-    ) -> Arc<Published> {
+    pub(super) fn publish(&self, candidate: Candidate) -> Arc<Published> {
+        let cookies = self.in_step(candidate.clearance.cookies(), &candidate.token);
+        let clearance = candidate.clearance.with_cookies(cookies);
+        let needed = candidate.needs_clearance;
+        let published = self.put_in_force(candidate.with_clearance(Arc::new(clearance), needed));
         let now = self.clock.now();
-        let cookies = Arc::new(self.in_step(cookies, &token));
-        let published = self.cache.publish(token, source, cookies, verified, now);
         let expires_at = published.token.expires_at();
-        self.metrics.token(published.generation.0, expires_at.map(|at| at.0));
         let life = expires_at.map(|at| Duration::from_secs(at.0.saturating_sub(now.0)));
         let moment = (Instant::now(), now);
         self.schedule().published(moment, life, self.refresh_every, jitter());
         self.woken.notify_one();
+        published
+    }
+
+    /// Has the token in force go with its clearance from now on. Its renewal
+    /// stays where it was planned.
+    pub(super) fn add_clearance(&self, current: &Published, verified: bool) -> Arc<Published> {
+        // Nothing is awaited here, and publications are made on one thread.
+        if let Some(newer) = self.cache.newer_than(Some(current.generation)) {
+            return newer;
+        }
+        let clearance = Arc::clone(&current.clearance);
+        let candidate = current.candidate().verified(verified).with_clearance(clearance, true);
+        let published = self.put_in_force(candidate);
+        info!(generation = published.generation.0, "token passes with clearance only");
+        published
+    }
+
+    fn put_in_force(&self, candidate: Candidate) -> Arc<Published> {
+        if candidate.verified {
+            self.schedule().wall_passed();
+        }
+        let published = self.cache.publish(candidate, self.clock.now());
+        let expires_at = published.token.expires_at().map(|at| at.0);
+        self.metrics.token(published.generation.0, expires_at);
         published
     }
 
@@ -334,14 +392,21 @@ impl Refresher {
         lock(&self.schedule)
     }
 
-    fn is_held(&self) -> bool {
-        self.schedule().held_until(Instant::now()).is_some()
-    }
-
-    fn backoff_failure(&self) -> RefreshFailure {
-        let error = lock(&self.last_run).as_ref().and_then(LastRun::error);
-        let error = error.unwrap_or_else(|| Arc::new(RefreshError::RefusedAgain));
-        self.failure(FailureReason::Backoff, error)
+    /// The back-off that keeps a run for such a refusal from starting, if it is
+    /// on: the one after a failed run, or the pause before the wall. The wall
+    /// is looked at even while the former is on: it may take no run to pass it.
+    fn held_up(&self, objection: Objection) -> Option<RefreshFailure> {
+        let now = Instant::now();
+        let (until, error) = match objection {
+            Objection::Token => {
+                let until = self.schedule().held_until(now)?;
+                let error = lock(&self.last_run).as_ref().and_then(LastRun::error);
+                (until, error.unwrap_or_else(|| Arc::new(RefreshError::RefusedAgain)))
+            }
+            Objection::Wall => (self.schedule().walled_until(now)?, Arc::new(RefreshError::Walled)),
+        };
+        let retry_after = (until - now).max(LEAST_RETRY);
+        Some(RefreshFailure { reason: FailureReason::Backoff, retry_after, error })
     }
 
     fn failure(&self, reason: FailureReason, error: Arc<RefreshError>) -> RefreshFailure {

@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -12,14 +12,14 @@ use tracing::{info, warn};
 
 use super::adoption::is_store;
 use super::backoff::jitter;
-use super::error::{RefreshError, SourceError, readable};
+use super::error::{RefreshError, SourceError, SourceFailure, readable};
 use super::refresher::Refresher;
 use super::schedule::Failed;
 use super::solution::Found;
 use super::sources::Solved;
-use super::verifier::Opinion;
+use super::verifier::{Finding, Opinion, Passage};
 use super::{SourceKind, lock};
-use crate::token::{Generation, Published, Source};
+use crate::token::{Candidate, Clearance, Generation, Published, Source};
 
 /// What the waiters of a run share.
 pub(super) type Outcome = Result<Arc<Published>, Arc<RefreshError>>;
@@ -31,6 +31,8 @@ pub(super) enum Cause {
     Start,
     /// The API refused the token in force.
     Refused,
+    /// The wall lets the token in force pass no longer.
+    Walled,
     /// There is no token, or its time is over.
     Missing,
     /// The schedule says so.
@@ -40,9 +42,14 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// Whether requests wait for the run.
+    /// Whether requests wait for the run that cannot be served without it.
     pub(super) fn is_need(self) -> bool {
         matches!(self, Self::Refused | Self::Missing)
+    }
+
+    /// Whether the token in force is of no use, although it has not expired.
+    fn is_doubt(self) -> bool {
+        matches!(self, Self::Refused | Self::Walled)
     }
 }
 
@@ -72,6 +79,7 @@ impl Refresher {
         cause: Cause,
     ) -> impl Future<Output = Outcome> + Send + 'static {
         self.needed.store(cause.is_need(), Ordering::Relaxed);
+        self.walled.store(cause == Cause::Walled, Ordering::Relaxed);
         async move {
             let started = Instant::now();
             // A panic is a failure like any other: it must start the back-off.
@@ -101,23 +109,47 @@ impl Refresher {
         let started = Instant::now();
         // At start it has just been read.
         if cause != Cause::Start
-            && let Some(adopted) = self.look_into_redis(cause == Cause::Refused).await
+            && let Some(adopted) = self.look_into_redis(cause.is_doubt()).await
         {
             self.metrics.refresh_finished(Source::Redis.as_str(), "ok", started.elapsed());
             return Ok(adopted);
         }
-        let race = self.sources.race(|source, offer| self.check(source, offer));
-        let (source, found, verified) = race.await.map_err(RefreshError::Sources)?;
-        let (token, source) = (found.token.clone(), Source::from(source));
-        Ok(self.publish(token, &found.cookies, source, verified))
+        let walled = Mutex::new(None);
+        let race = self.sources.race(|source, offer| self.check(source, offer, &walled));
+        match race.await {
+            Ok(candidate) => Ok(self.publish(candidate)),
+            Err(failures) => self.publish_walled(lock(&walled).take(), failures),
+        }
     }
 
-    /// Lets pass what may be published, and says whether it is verified.
+    /// The last resort: a token that meets the wall, where it is better than
+    /// the one in force, if only because it is younger.
+    fn publish_walled(
+        &self,
+        walled: Option<Candidate>,
+        failures: Vec<SourceFailure>,
+    ) -> Result<Arc<Published>, RefreshError> {
+        let wanted = self.needed.load(Ordering::Relaxed)
+            || self.walled.load(Ordering::Relaxed)
+            || self.usable().is_none();
+        match walled {
+            Some(candidate) if wanted => {
+                warn!("the new token meets the anti-bot wall, with its cookies too");
+                let published = self.publish(candidate);
+                self.schedule().wall_stands(Instant::now());
+                Ok(published)
+            }
+            _ => Err(RefreshError::Sources(failures)),
+        }
+    }
+
+    /// Lets pass what may be published. What meets the wall is put aside.
     async fn check(
         &self,
         source: SourceKind,
         offer: Solved,
-    ) -> Result<(SourceKind, Arc<Found>, bool), SourceError> {
+        walled: &Mutex<Option<Candidate>>,
+    ) -> Result<Candidate, SourceError> {
         let found = offer?;
         if self.is_denied(&found.token) {
             return Err(SourceError::KnownRefused);
@@ -125,13 +157,18 @@ impl Refresher {
         if !found.token.is_live(self.clock.now()) {
             return Err(SourceError::Expired);
         }
-        match self.verifier.examine(&found.token).await {
-            Opinion::Good => Ok((source, found, true)),
-            Opinion::Unknown => Ok((source, found, false)),
-            Opinion::Bad => {
+        let candidate = candidate(&found, source);
+        let finding = self.verifier.examine(&found.token, &candidate.clearance).await;
+        match finding {
+            Finding { opinion: Opinion::Bad, .. } => {
                 self.deny(&found.token);
                 Err(SourceError::Rejected)
             }
+            Finding { passage: Passage::Walled, .. } => {
+                lock(walled).get_or_insert(candidate);
+                Err(SourceError::Walled)
+            }
+            finding => Ok(finding.of(candidate)),
         }
     }
 
@@ -185,6 +222,9 @@ impl Refresher {
     }
 
     fn failed(&self, error: &RefreshError, took: Duration) {
+        if self.walled.load(Ordering::Relaxed) || error.meets_wall() {
+            self.schedule().wall_stands(Instant::now());
+        }
         let needed = self.needed.load(Ordering::Relaxed) || self.usable().is_none();
         let solver_away = error.is_unreachable(SourceKind::FlareSolverr);
         let now = Instant::now();
@@ -193,4 +233,9 @@ impl Refresher {
         let next_try = held_until.unwrap_or_else(|| self.due(now)) - now;
         warn!(%error, took = %readable(took), next_try = %readable(next_try), "refresh failed");
     }
+}
+
+fn candidate(found: &Found, source: SourceKind) -> Candidate {
+    let clearance = Clearance::new(found.cookies.clone(), found.user_agent.as_deref());
+    Candidate::new(found.token.clone(), source.into()).with_clearance(Arc::new(clearance), false)
 }

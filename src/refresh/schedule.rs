@@ -16,6 +16,8 @@ use crate::token::{Generation, Timestamp};
 const SHARE: f64 = 0.8;
 /// Not even tokens that live for moments are renewed more often than this.
 const SHORTEST: Duration = Duration::from_secs(1);
+/// After a run that did not get past the wall, the next one for its sake.
+const WALL_PAUSE: Duration = Duration::from_mins(10);
 /// A bound within what clocks can count, whatever a token or a setting says.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 
@@ -31,6 +33,8 @@ pub(super) struct Schedule {
     /// how many such there were in a row.
     disappointment: Option<Generation>,
     disappointments: u32,
+    /// The end of the pause after a run that did not get past the wall.
+    wall: Option<Instant>,
 }
 
 /// The renewal of a token that works.
@@ -95,8 +99,25 @@ impl Schedule {
         true
     }
 
+    /// A run has ended, and the wall still lets nobody pass: no other one for
+    /// its sake for a while.
+    pub(super) fn wall_stands(&mut self, now: Instant) {
+        self.wall = Some(now + WALL_PAUSE);
+    }
+
+    /// A token passes the verifier.
+    pub(super) fn wall_passed(&mut self) {
+        self.wall = None;
+    }
+
+    /// The end of the pause for runs for the wall's sake, if it is on.
+    pub(super) fn walled_until(&self, now: Instant) -> Option<Instant> {
+        self.wall.filter(|until| now < *until)
+    }
+
     /// Something has changed for the better: the next run may start at once.
     pub(super) fn lift(&mut self) {
+        self.wall = None;
         self.needed.lift();
         self.routine.lift();
         self.solver_away = false;
@@ -105,6 +126,7 @@ impl Schedule {
     /// Somebody wants a run now, whatever failed before.
     pub(super) fn by_hand(&mut self) {
         self.proven();
+        self.wall = None;
         self.solver_away = false;
     }
 
@@ -126,7 +148,7 @@ impl Schedule {
             return self.held_until(now).unwrap_or(now);
         }
         let planned = self.next.map(|planned| planned.due);
-        let pauses = [self.routine.until(now), self.needed.until(now)];
+        let pauses = [self.routine.until(now), self.needed.until(now), self.walled_until(now)];
         pauses.into_iter().chain([planned]).flatten().max().unwrap_or(now)
     }
 
@@ -173,6 +195,33 @@ mod tests {
         assert_eq!(delay(Some(secs(1000)), EVERY, 1.1), secs(880));
         assert_eq!(delay(Some(Duration::ZERO), EVERY, 1.0), SHORTEST);
         assert_eq!(delay(Some(Duration::MAX), Duration::MAX, 1.0), LONGEST);
+    }
+
+    #[test]
+    fn the_pause_before_the_wall_lasts_ten_minutes_unless_something_changes() {
+        let now = Instant::now();
+        let walled = || {
+            let mut schedule = planned(now);
+            schedule.wall_stands(now);
+            schedule
+        };
+        let end = now + WALL_PAUSE;
+        assert_eq!(walled().walled_until(now), Some(end));
+        assert_eq!(walled().walled_until(end), None);
+        assert_eq!(walled().held_until(now), None, "a dead token is not its business");
+        let mut due = walled();
+        due.published((now, Timestamp(1000)), Some(secs(10)), EVERY, 1.0);
+        assert_eq!(due.due(now, true), end, "a scheduled run would meet it too");
+        let ends: [fn(&mut Schedule); 3] =
+            [Schedule::lift, Schedule::by_hand, Schedule::wall_passed];
+        for change in ends {
+            let mut schedule = walled();
+            change(&mut schedule);
+            assert_eq!(schedule.walled_until(now), None);
+        }
+        let mut proven = walled();
+        proven.proven();
+        assert_eq!(proven.walled_until(now), Some(end), "another endpoint's answer says nothing");
     }
 
     #[test]

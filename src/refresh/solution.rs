@@ -13,6 +13,8 @@ use crate::token::{Cookies, Token};
 pub(super) struct Found {
     pub(super) token: Token,
     pub(super) cookies: Cookies,
+    /// The browser's, which the cookies may be bound to.
+    pub(super) user_agent: Option<String>,
 }
 
 /// Reads a reply; `names` are the token's cookie names, the preferred first.
@@ -24,7 +26,10 @@ pub(super) fn read(status: u16, body: &[u8], names: &[String]) -> Result<Found, 
     }
     let cookies = reply.pointer("/solution/cookies").and_then(Value::as_array);
     let cookies: Vec<_> = cookies.into_iter().flatten().filter_map(SolvedCookie::read).collect();
-    choose(&cookies, names)
+    let mut found = choose(&cookies, names)?;
+    let user_agent = reply.pointer("/solution/userAgent").and_then(Value::as_str);
+    found.user_agent = user_agent.map(str::to_owned);
+    Ok(found)
 }
 
 /// Picks the token out of `cookies`.
@@ -32,7 +37,7 @@ pub(super) fn choose(cookies: &[SolvedCookie], names: &[String]) -> Result<Found
     let found = names.iter().find_map(|name| {
         let token = the_one(cookies, name)?;
         let all = Cookies::from_pairs(by_rank(cookies).map(|c| (&*c.name, &*c.value)));
-        Some(Found { token, cookies: all })
+        Some(Found { token, cookies: all, user_agent: None })
     });
     found.ok_or_else(|| {
         let is_there =

@@ -18,10 +18,10 @@ use tracing::{debug, info, warn};
 use super::adoption::{Adoption, View};
 use super::lock;
 use super::refresher::Refresher;
-use super::verifier::Opinion;
+use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
-    Cookies, EnvFile, Generation, Published, RedisStore, Source, Stored, Timestamp, Token,
+    Candidate, EnvFile, Generation, Published, RedisStore, Source, Stored, Timestamp, Token,
 };
 
 /// What a look into a store may take.
@@ -185,14 +185,26 @@ impl Refresher {
             redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
         });
         if let Some(token) = newer_file {
-            return Some(self.publish(token, &Cookies::default(), Source::EnvFile, false));
+            return Some(self.publish(Candidate::new(token, Source::EnvFile)));
         }
-        if let Some(stored) = redis {
-            let verified = stored.verified && !stored.foreign;
-            return Some(self.adopt(stored, verified));
+        if let Some(stored) = redis
+            && let Some(loaded) = self.load_stored(stored).await
+        {
+            return Some(loaded);
         }
         let token = self.environment.clone().filter(|token| self.is_usable(token))?;
-        Some(self.publish(token, &Cookies::default(), Source::Environment, false))
+        Some(self.publish(Candidate::new(token, Source::Environment)))
+    }
+
+    /// At start a stored token is believed, but for the clearance: it may come
+    /// from a host with another address.
+    async fn load_stored(&self, stored: Stored) -> Option<Arc<Published>> {
+        let candidate = if stored.needs_clearance {
+            self.examine_stored(stored_candidate(&stored), true).await?
+        } else {
+            stored_candidate(&stored).verified(stored.verified && !stored.foreign)
+        };
+        Some(self.adopt(&stored, candidate))
     }
 
     /// Reads the stores again, as an operator asks for: adopts what is better.
@@ -223,10 +235,13 @@ impl Refresher {
         let decision = view.decide();
         let before = ours.map(|ours| ours.generation);
         match (decision, stored) {
-            (Adoption::Take, Some(stored)) => self.adopt_unless_newer(stored, true, before),
+            (Adoption::Take, Some(stored)) => {
+                let candidate = stored_candidate(&stored).verified(true);
+                self.adopt_unless_newer(&stored, candidate, before)
+            }
             (Adoption::Examine { newer }, Some(stored)) => {
-                let verified = self.examine_stored(&stored.token, newer).await?;
-                self.adopt_unless_newer(stored, verified, before)
+                let candidate = self.examine_stored(stored_candidate(&stored), newer).await?;
+                self.adopt_unless_newer(&stored, candidate, before)
             }
             (Adoption::WriteOurs, _) => {
                 self.stores.lost();
@@ -236,16 +251,22 @@ impl Refresher {
         }
     }
 
-    /// Whether to take a stored token, and if so, whether it is verified.
-    async fn examine_stored(&self, token: &Token, newer: bool) -> Option<bool> {
-        match self.verifier.examine(token).await {
-            Opinion::Good => Some(true),
-            Opinion::Unknown => newer.then_some(false),
-            Opinion::Bad => {
-                self.deny(token);
-                None
+    /// The stored token as it may be published, if it may.
+    async fn examine_stored(&self, candidate: Candidate, newer: bool) -> Option<Candidate> {
+        let finding = self.verifier.examine(&candidate.token, &candidate.clearance).await;
+        let acceptable = match finding.opinion {
+            Opinion::Good => true,
+            // What meets the wall from here is no better than what works.
+            Opinion::Unknown if finding.passage == Passage::Walled => {
+                newer && self.usable().is_none()
             }
-        }
+            Opinion::Unknown => newer,
+            Opinion::Bad => {
+                self.deny(&candidate.token);
+                false
+            }
+        };
+        acceptable.then(|| finding.of(candidate))
     }
 
     async fn consider_env_file(&self, token: Token) {
@@ -255,30 +276,29 @@ impl Refresher {
         if !better || ours == Some(&token) || !self.is_usable(&token) {
             return;
         }
-        if let Some(verified) = self.examine_stored(&token, true).await {
-            let published = self.publish(token, &Cookies::default(), Source::EnvFile, verified);
-            tell_adopted(&published);
+        let candidate = Candidate::new(token, Source::EnvFile);
+        if let Some(candidate) = self.examine_stored(candidate, true).await {
+            tell_adopted(&self.publish(candidate));
         }
     }
 
     fn adopt_unless_newer(
         &self,
-        stored: Stored,
-        verified: bool,
+        stored: &Stored,
+        candidate: Candidate,
         before: Option<Generation>,
     ) -> Option<Arc<Published>> {
         if self.cache.newer_than(before).is_some() {
             return None; // A run was faster than the verifier.
         }
-        let adopted = self.adopt(stored, verified);
+        let adopted = self.adopt(stored, candidate);
         tell_adopted(&adopted);
         Some(adopted)
     }
 
-    fn adopt(&self, stored: Stored, verified: bool) -> Arc<Published> {
-        let in_step = stored.cookies_agree && !stored.foreign;
-        let adopted = self.publish(stored.token, &stored.cookies, Source::Redis, verified);
-        if in_step {
+    fn adopt(&self, stored: &Stored, candidate: Candidate) -> Arc<Published> {
+        let adopted = self.publish(candidate);
+        if stored.cookies_agree && !stored.foreign {
             self.stores.mark_in_redis(adopted.generation);
         }
         adopted
@@ -335,6 +355,11 @@ impl Refresher {
     fn worth_saving(&self, saved: u64) -> Option<Arc<Published>> {
         self.usable().filter(|usable| usable.is_verified() && usable.generation.0 > saved)
     }
+}
+
+fn stored_candidate(stored: &Stored) -> Candidate {
+    let clearance = Arc::new(stored.clearance.clone());
+    Candidate::new(stored.token.clone(), Source::Redis).with_clearance(clearance, false)
 }
 
 fn tell_adopted(published: &Published) {

@@ -13,7 +13,7 @@ use super::lock;
 use super::refresher::Refresher;
 use super::run::Cause;
 use super::sources::Solved;
-use super::verifier::{Opinion, Trust};
+use super::verifier::{Opinion, Passage, Trust};
 use crate::token::Published;
 
 /// The wall clock may jump, and `exp` is a moment of it: look at least so often.
@@ -110,7 +110,12 @@ impl Refresher {
         let mut pause = if fresh { VERIFY_FIRST } else { Duration::ZERO };
         while self.verifier.trust() != Trust::Blind {
             sleep(pause).await;
-            match self.verifier.examine(&published.token).await {
+            let finding = self.verifier.examine(&published.token, &published.clearance).await;
+            match finding.opinion {
+                Opinion::Good if finding.passage == Passage::Cleared => {
+                    self.add_clearance(published, true);
+                    return self.schedule().proven();
+                }
                 Opinion::Good => return self.confirm(published.generation),
                 Opinion::Bad => return self.deny(&published.token),
                 Opinion::Unknown => pause = (pause * 2).clamp(VERIFY_FIRST, VERIFY_LONGEST),

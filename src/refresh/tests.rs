@@ -16,7 +16,7 @@ use super::run::Cause;
 use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
 use crate::metrics::Metrics;
-use crate::token::{Clock, Cookies, Stored, TokenCache};
+use crate::token::{Candidate, Clock, Stored, TokenCache};
 
 const ANONYMOUS: &str = "POST /api/v1/auth/anonymous";
 const VERIFY: &str = "GET /verify";
@@ -125,7 +125,7 @@ impl World {
             self.rules.accept(&text);
         }
         let token = Token::parse(&text).unwrap();
-        self.refresher.publish(token, &Cookies::default(), Source::Direct, true)
+        self.refresher.publish(Candidate::new(token, Source::Direct).verified(true))
     }
 
     async fn refuse(&self, generation: Generation, path: &str) -> Verdict {
@@ -160,7 +160,7 @@ fn settings(api: &Origin, solver: &Origin, sources: &[SourceKind]) -> RefreshSet
 
 fn refusal(generation: Generation, path: &str) -> Refusal {
     let endpoint = Endpoint::new(&Method::GET, path);
-    Refusal { generation, sent_at: Instant::now(), endpoint }
+    Refusal { objection: Objection::Token, generation, sent_at: Instant::now(), endpoint }
 }
 
 fn replayed(verdict: Verdict) -> Arc<Published> {
@@ -208,6 +208,17 @@ async fn a_hundred_refusals_at_once_are_one_judgement_and_one_run() {
     };
     assert_eq!(asked_about(&dead.token), 1);
     assert_eq!(asked_about(&world.cache.current().unwrap().token), 1);
+}
+
+#[tokio::test]
+async fn a_401_on_a_token_that_was_put_in_force_anew_is_one_on_that_token() {
+    let world = World::new(&[Direct]).await;
+    let dead = world.publish(false);
+    let anew = world.refresher.add_clearance(&dead, true);
+    assert_eq!((anew.generation, anew.since), (Generation(2), Generation(1)));
+    let newer = replayed(world.refuse(dead.generation, "/a").await);
+    assert_eq!(newer.generation, Generation(3));
+    assert_ne!(newer.token, dead.token);
 }
 
 #[tokio::test]
@@ -304,7 +315,7 @@ async fn the_next_run_uses_the_solve_that_the_last_one_left_behind() {
     world.solver_gives(&token);
     let newer = replayed(next.await.unwrap());
     assert_eq!((newer.source, newer.token.expose()), (Source::FlareSolverr, &*token));
-    assert_eq!(newer.cookies.get("tid"), Some("t-1"));
+    assert_eq!(newer.clearance.cookies().get("tid"), Some("t-1"));
     assert_eq!(world.solver.count(SOLVE), 1);
 }
 
@@ -588,7 +599,7 @@ async fn a_good_value_set_by_hand_is_adopted_whatever_its_age() {
     assert!(adopted.is_verified());
     let stored = eventually_in(&redis, &token).await;
     assert!(stored.cookies_agree);
-    assert_eq!(stored.cookies.get("tid"), Some("t-1"));
+    assert_eq!(stored.clearance.cookies().get("tid"), Some("t-1"));
 }
 
 #[tokio::test]
@@ -617,7 +628,7 @@ async fn a_run_takes_what_another_sidecar_has_found() {
     world.rules.accept(newer.expose());
     let other = TokenCache::new();
     let now = Clock::new().now();
-    let theirs = other.publish(newer.clone(), Source::Direct, Arc::default(), true, now);
+    let theirs = other.publish(Candidate::new(newer.clone(), Source::Direct).verified(true), now);
     redis.store().save(&theirs, now).await.unwrap();
     let adopted = replayed(world.refuse(Generation(1), "/").await);
     assert_eq!((&adopted.token, adopted.source), (&newer, Source::Redis));

@@ -3,6 +3,8 @@
 //! # Invariants
 //!
 //! - Only a 401 says that a token is bad, and only a 200 that it is good.
+//! - A 403 is the anti-bot wall's; the question is asked once more with the
+//!   clearance that goes with the token.
 //! - A verifier that answers 200 without a token is blind: its 200 says nothing.
 
 use std::sync::Arc;
@@ -10,7 +12,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, header};
+use http::{HeaderMap, Request, header};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 use url::Url;
@@ -18,7 +20,7 @@ use url::Url;
 use super::browser;
 use crate::metrics::Metrics;
 use crate::net::Dialer;
-use crate::token::{Clock, Token};
+use crate::token::{Candidate, Clearance, Clock, Published, Token};
 
 /// For a new token: in all, and how often within that.
 const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +40,45 @@ pub(super) enum Opinion {
     Bad,
     /// No telling.
     Unknown,
+}
+
+/// How a question fared at the anti-bot wall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Passage {
+    /// It passed as it was.
+    Open,
+    /// It passed with the clearance.
+    Cleared,
+    /// It did not even pass with that.
+    Walled,
+    /// No telling.
+    Unknown,
+}
+
+/// What a question brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) opinion: Opinion,
+    pub(super) passage: Passage,
+}
+
+impl Finding {
+    /// Nothing came.
+    pub(super) const NOTHING: Self = Self { opinion: Opinion::Unknown, passage: Passage::Unknown };
+    const WALLED: Self = Self { opinion: Opinion::Unknown, passage: Passage::Walled };
+
+    /// `candidate` with what was found about it.
+    pub(super) fn of(self, candidate: Candidate) -> Candidate {
+        let clearance = Arc::clone(&candidate.clearance);
+        candidate
+            .verified(self.opinion == Opinion::Good)
+            .with_clearance(clearance, self.passage == Passage::Cleared)
+    }
+
+    /// Whether there is anything that asking again could change.
+    fn is_undecided(self) -> bool {
+        self.opinion == Opinion::Unknown && self.passage != Passage::Walled
+    }
 }
 
 /// What the calibration found.
@@ -85,25 +126,34 @@ impl Verifier {
         Self { dialer, clock, metrics, url, user_id: browser::user_id(), trust }
     }
 
-    /// Judges a new token: 5 s in all, up to 3 tries while there is no telling.
-    pub(super) async fn examine(&self, token: &Token) -> Opinion {
+    /// Judges a new token, and says whether it needs the clearance that came
+    /// with it: 5 s in all, up to 3 tries while there is no telling.
+    pub(super) async fn examine(&self, token: &Token, clearance: &Clearance) -> Finding {
         let deadline = Instant::now() + CANDIDATE_TIMEOUT;
         let tries = async {
             for _ in 1..CANDIDATE_TRIES {
-                let opinion = self.ask(token).await;
-                if opinion != Opinion::Unknown || self.trust() == Trust::Blind {
-                    return opinion;
+                let finding = self.ask(token, clearance).await;
+                if !finding.is_undecided() || self.trust() == Trust::Blind {
+                    return finding;
                 }
                 sleep(PAUSE).await;
             }
-            self.ask(token).await
+            self.ask(token, clearance).await
         };
-        timeout_at(deadline, tries).await.unwrap_or(Opinion::Unknown)
+        timeout_at(deadline, tries).await.unwrap_or(Finding::NOTHING)
     }
 
-    /// Judges a refused token: one try of 2 s.
-    pub(super) async fn judge(&self, token: &Token) -> Opinion {
-        timeout(JUDGE_TIMEOUT, self.ask(token)).await.unwrap_or(Opinion::Unknown)
+    /// Judges a refused token as requests carry it: one try of 2 s.
+    pub(super) async fn judge(&self, refused: &Published) -> Finding {
+        let (token, clearance) = (&refused.token, &*refused.clearance);
+        let asked = async {
+            if refused.needs_clearance {
+                self.ask_with(token, clearance).await
+            } else {
+                self.ask(token, clearance).await
+            }
+        };
+        timeout(JUDGE_TIMEOUT, asked).await.unwrap_or(Finding::NOTHING)
     }
 
     /// What is known of it.
@@ -115,7 +165,7 @@ impl Verifier {
 
     /// Asks without a token, to see whether it can tell.
     pub(super) async fn calibrate(&self) -> Trust {
-        let status = timeout(CANDIDATE_TIMEOUT, self.status(None)).await.ok().flatten();
+        let status = timeout(CANDIDATE_TIMEOUT, self.status(None, None)).await.ok().flatten();
         let trust = match status {
             Some(401) => Trust::Trusted,
             Some(200) => Trust::Blind,
@@ -130,22 +180,42 @@ impl Verifier {
         trust
     }
 
-    async fn ask(&self, token: &Token) -> Opinion {
-        match self.status(Some(token)).await {
-            Some(401) => Opinion::Bad,
-            Some(200) if self.trust() != Trust::Blind => Opinion::Good,
-            _ => Opinion::Unknown,
+    /// Asks without the clearance, and where the wall is in the way, with it.
+    async fn ask(&self, token: &Token, clearance: &Clearance) -> Finding {
+        match self.status(Some(token), None).await {
+            Some(403) => self.ask_with(token, clearance).await,
+            status => self.finding(status, Passage::Open),
         }
     }
 
+    async fn ask_with(&self, token: &Token, clearance: &Clearance) -> Finding {
+        match self.status(Some(token), Some(clearance)).await {
+            Some(403) => Finding::WALLED,
+            status => self.finding(status, Passage::Cleared),
+        }
+    }
+
+    fn finding(&self, status: Option<u16>, passage: Passage) -> Finding {
+        let opinion = match status {
+            Some(401) => Opinion::Bad,
+            Some(200) if self.trust() != Trust::Blind => Opinion::Good,
+            _ => Opinion::Unknown,
+        };
+        let passed = matches!(status, Some(200 | 401));
+        Finding { opinion, passage: if passed { passage } else { Passage::Unknown } }
+    }
+
     /// The status of its answer, if there is one.
-    async fn status(&self, token: Option<&Token>) -> Option<u16> {
+    async fn status(&self, token: Option<&Token>, clearance: Option<&Clearance>) -> Option<u16> {
         let mut request = browser::api(Request::get(self.url.as_str()));
         request = request.header("user-id", &self.user_id);
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, token.authorization());
         }
-        let request = request.body(Bytes::new()).ok()?;
+        let mut request = request.body(Bytes::new()).ok()?;
+        if let Some(clearance) = clearance {
+            show(clearance, request.headers_mut());
+        }
         match self.dialer.fetch(request, LARGEST_ANSWER).await {
             Ok(response) => {
                 if let Some(date) = response.headers().get(header::DATE) {
@@ -161,12 +231,74 @@ impl Verifier {
     }
 }
 
+/// Puts the clearance into a request's fields.
+fn show(clearance: &Clearance, headers: &mut HeaderMap) {
+    if let Some(cookies) = clearance.cookie_field() {
+        headers.insert(header::COOKIE, cookies);
+    }
+    if let Some(user_agent) = clearance.user_agent() {
+        headers.insert(header::USER_AGENT, user_agent.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU16;
 
     use super::super::testing::{self, Origin, token};
     use super::*;
+    use crate::token::{Cookies, Source, Timestamp, TokenCache};
+
+    fn published() -> Arc<Published> {
+        let candidate = Candidate::new(token("a", 60), Source::Direct);
+        TokenCache::new().publish(candidate, Timestamp(0))
+    }
+
+    /// A verifier at a wall that opens to the cookie `pass=1` of this agent.
+    async fn behind_a_wall(status: u16) -> (Verifier, Origin) {
+        let api = Origin::start(move |seen| {
+            let passes = seen.headers.get("cookie").is_some_and(|cookies| cookies == "pass=1")
+                && seen.headers["user-agent"] == "Browser/1";
+            let response = testing::reply(if passes { status } else { 403 }, "{}".into());
+            async move { response }
+        })
+        .await;
+        let url = Url::parse(&api.url("/verify")).unwrap();
+        let (clock, metrics) = (Arc::new(Clock::new()), Arc::new(Metrics::new(1)));
+        (Verifier::new(testing::dialer(), clock, metrics, url), api)
+    }
+
+    fn clearance(pass: &str) -> Clearance {
+        Clearance::new(Cookies::from_pairs([("pass", pass)]), Some("Browser/1"))
+    }
+
+    #[tokio::test]
+    async fn at_the_wall_it_asks_again_with_cookies_and_user_agent() {
+        let cases = [
+            ("1", 200, Opinion::Good, Passage::Cleared),
+            ("1", 401, Opinion::Bad, Passage::Cleared),
+            ("1", 500, Opinion::Unknown, Passage::Unknown),
+            ("2", 200, Opinion::Unknown, Passage::Walled),
+        ];
+        for (pass, status, opinion, passage) in cases {
+            let (verifier, api) = behind_a_wall(status).await;
+            let finding = verifier.examine(&token("a", 60), &clearance(pass)).await;
+            assert_eq!(finding, Finding { opinion, passage }, "{pass} {status}");
+            let tries = if status == 500 { 3 } else { 1 };
+            assert_eq!(api.requests().len(), 2 * tries, "{pass} {status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_that_goes_with_clearance_is_judged_with_it_at_once() {
+        let (verifier, api) = behind_a_wall(200).await;
+        let candidate = Candidate::new(token("a", 60), Source::FlareSolverr)
+            .with_clearance(Arc::new(clearance("1")), true);
+        let published = TokenCache::new().publish(candidate, Timestamp(0));
+        let finding = verifier.judge(&published).await;
+        assert_eq!(finding, Finding { opinion: Opinion::Good, passage: Passage::Cleared });
+        assert_eq!(api.requests().len(), 1);
+    }
 
     /// A verifier whose API answers with `status`, and that API.
     async fn answering(status: &Arc<AtomicU16>) -> (Verifier, Origin) {
@@ -194,7 +326,7 @@ mod tests {
         ];
         for (answer, opinion) in cases {
             status.store(answer, Ordering::Relaxed);
-            assert_eq!(verifier.judge(&token("a", 60)).await, opinion, "{answer}");
+            assert_eq!(verifier.judge(&published()).await.opinion, opinion, "{answer}");
         }
     }
 
@@ -208,16 +340,17 @@ mod tests {
             assert_eq!(verifier.trust(), trust);
         }
         assert!(api.requests().iter().all(|seen| seen.bearer().is_none()));
-        assert_eq!(verifier.judge(&token("a", 60)).await, Opinion::Unknown);
+        assert_eq!(verifier.judge(&published()).await.opinion, Opinion::Unknown);
         status.store(401, Ordering::Relaxed);
-        assert_eq!(verifier.judge(&token("a", 60)).await, Opinion::Bad);
+        assert_eq!(verifier.judge(&published()).await.opinion, Opinion::Bad);
     }
 
     #[tokio::test]
     async fn a_candidate_gets_three_tries_while_there_is_no_telling() {
         let status = Arc::new(AtomicU16::new(503));
         let (verifier, api) = answering(&status).await;
-        assert_eq!(verifier.examine(&token("a", 60)).await, Opinion::Unknown);
+        let finding = verifier.examine(&token("a", 60), &Clearance::default()).await;
+        assert_eq!(finding, Finding::NOTHING);
         assert_eq!(api.requests().len(), 3);
     }
 
@@ -225,11 +358,11 @@ mod tests {
     async fn the_request_looks_like_the_sites_own() {
         let status = Arc::new(AtomicU16::new(200));
         let (verifier, api) = answering(&status).await;
-        let token = token("a", 60);
-        verifier.judge(&token).await;
-        verifier.judge(&token).await;
+        let published = published();
+        verifier.judge(&published).await;
+        verifier.judge(&published).await;
         let [first, second] = &api.requests()[..] else { panic!("two requests") };
-        assert_eq!(first.bearer(), Some(token.expose()));
+        assert_eq!(first.bearer(), Some(published.token.expose()));
         assert_eq!(first.headers["initial-feature"], "index");
         assert_eq!(first.headers["platform"], "desktop");
         assert_eq!(first.headers["shop-brand"], "chitaiGorod");

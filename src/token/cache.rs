@@ -17,7 +17,7 @@ use std::{
 use arc_swap::{ArcSwapOption, Guard};
 use tokio::sync::watch;
 
-use super::{Cookies, Source, Timestamp, Token};
+use super::{Clearance, Source, Timestamp, Token};
 
 /// Local number of a publication, rising from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -29,6 +29,44 @@ impl fmt::Display for Generation {
     }
 }
 
+/// A token that is to be put in force, and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The token itself.
+    pub token: Token,
+    /// Where it came from.
+    pub source: Source,
+    /// Cookies and user-agent that came with it.
+    pub clearance: Arc<Clearance>,
+    /// Whether it works only with these.
+    pub needs_clearance: bool,
+    /// Whether the verifier has confirmed it.
+    pub verified: bool,
+    /// Since when it is in force, if it is already.
+    since: Option<Generation>,
+}
+
+impl Candidate {
+    /// A token of which no more is known than where it came from.
+    #[must_use]
+    pub fn new(token: Token, source: Source) -> Self {
+        let clearance = Arc::default();
+        Self { token, source, clearance, needs_clearance: false, verified: false, since: None }
+    }
+
+    /// The same with what the verifier says.
+    #[must_use]
+    pub fn verified(self, verified: bool) -> Self {
+        Self { verified, ..self }
+    }
+
+    /// The same with cookies and user-agent, which it may need or not.
+    #[must_use]
+    pub fn with_clearance(self, clearance: Arc<Clearance>, needed: bool) -> Self {
+        Self { clearance, needs_clearance: needed, ..self }
+    }
+}
+
 /// A token in force, and where it came from.
 #[derive(Debug)]
 pub struct Published {
@@ -36,10 +74,15 @@ pub struct Published {
     pub token: Token,
     /// Its number in this process.
     pub generation: Generation,
+    /// The generation with which this very token came into force: an earlier
+    /// one where it was put in force anew, with its clearance.
+    pub since: Generation,
     /// Where it came from.
     pub source: Source,
-    /// The cookies that came with it.
-    pub cookies: Arc<Cookies>,
+    /// Cookies and user-agent that came with it.
+    pub clearance: Arc<Clearance>,
+    /// Whether it works only with these.
+    pub needs_clearance: bool,
     /// When it was published.
     pub published_at: Timestamp,
     /// Set by the publisher, or later by [`TokenCache::confirm`]; never unset.
@@ -51,6 +94,25 @@ impl Published {
     #[must_use]
     pub fn is_verified(&self) -> bool {
         self.verified.load(Ordering::Acquire)
+    }
+
+    /// The same once more, as it may be put in force anew.
+    #[must_use]
+    pub fn candidate(&self) -> Candidate {
+        Candidate {
+            token: self.token.clone(),
+            source: self.source,
+            clearance: Arc::clone(&self.clearance),
+            needs_clearance: self.needs_clearance,
+            verified: self.is_verified(),
+            since: Some(self.since),
+        }
+    }
+
+    /// What has to go along with the token.
+    #[must_use]
+    pub fn needed_clearance(&self) -> Option<&Clearance> {
+        self.needs_clearance.then_some(&*self.clearance)
     }
 }
 
@@ -89,24 +151,19 @@ impl TokenCache {
         self.current().filter(|current| Some(current.generation) > refused)
     }
 
-    /// Puts `token` in force under the next generation and tells the watchers.
-    pub fn publish(
-        &self,
-        token: Token,
-        source: Source,
-        cookies: Arc<Cookies>,
-        verified: bool,
-        now: Timestamp,
-    ) -> Arc<Published> {
+    /// Puts `candidate` in force under the next generation and tells the watchers.
+    pub fn publish(&self, candidate: Candidate, now: Timestamp) -> Arc<Published> {
         let mut last = self.lock();
         *last += 1;
         let published = Arc::new(Published {
-            token,
+            token: candidate.token,
             generation: Generation(*last),
-            source,
-            cookies,
+            since: candidate.since.unwrap_or(Generation(*last)),
+            source: candidate.source,
+            clearance: candidate.clearance,
+            needs_clearance: candidate.needs_clearance,
             published_at: now,
-            verified: AtomicBool::new(verified),
+            verified: AtomicBool::new(candidate.verified),
         });
         self.current.store(Some(Arc::clone(&published)));
         self.changed();
@@ -162,7 +219,7 @@ mod tests {
 
     fn publish(cache: &TokenCache, claims: &str, verified: bool) -> Arc<Published> {
         let token = Token::parse(&jwt(claims)).unwrap();
-        cache.publish(token, Source::Direct, Arc::default(), verified, Timestamp(1))
+        cache.publish(Candidate::new(token, Source::Direct).verified(verified), Timestamp(1))
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //!   a token shows as its [`Fingerprint`].
 
 mod cache;
+mod clearance;
 mod clock;
 mod env_file;
 mod error;
@@ -18,7 +19,8 @@ use std::{fmt, sync::Arc};
 use http::HeaderValue;
 use sha2::{Digest as _, Sha256};
 
-pub use cache::{Generation, Published, TokenCache};
+pub use cache::{Candidate, Generation, Published, TokenCache};
+pub use clearance::Clearance;
 pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
 pub use error::StoreError;

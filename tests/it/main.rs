@@ -26,3 +26,4 @@ mod sources;
 mod stores;
 mod streams;
 mod upstream;
+mod wall;

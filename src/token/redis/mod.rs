@@ -27,7 +27,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use tracing::warn;
 
-use super::{Cookies, Published, StoreError, Timestamp, Token};
+use super::{Clearance, Cookies, Published, StoreError, Timestamp, Token};
 use crate::config::RedisSettings;
 use link::Link;
 
@@ -39,11 +39,15 @@ const MAX_REPORTED: usize = 64;
 
 /// What a load has found.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Stored {
     /// The token.
     pub token: Token,
-    /// The cookies beside it, the token's own among them.
-    pub cookies: Cookies,
+    /// The cookies beside it, the token's own among them, and the user-agent
+    /// that goes with them.
+    pub clearance: Clearance,
+    /// Where it was saved the token worked only with these.
+    pub needs_clearance: bool,
     /// Another program has put the token there: no metadata of ours fits it.
     pub foreign: bool,
     /// The sidecar that saved the token had it verified.
@@ -64,6 +68,10 @@ struct Metadata {
     exp: Option<u64>,
     #[serde(default)]
     verified: bool,
+    #[serde(default)]
+    clearance: bool,
+    #[serde(default)]
+    user_agent: Option<String>,
     #[serde(default)]
     saved_at: u64,
 }
@@ -131,7 +139,7 @@ impl RedisStore {
             return Ok(());
         }
         let ttl = self.seconds_to_live(token, now);
-        let cookies = published.cookies.with_token(TOKEN_COOKIE, token);
+        let cookies = published.clearance.cookies().with_token(TOKEN_COOKIE, token);
         let metadata = Metadata::of(published, now);
         // Spelled out: on a server that refuses MULTI itself, for want of a
         // password or a permission, the crate's own form of it panics. One
@@ -166,9 +174,11 @@ impl RedisStore {
             let beside = cookies.get(TOKEN_COOKIE).map(Token::parse);
             beside.is_some_and(|beside| beside.as_ref() == Ok(&token))
         });
+        let user_agent = metadata.as_ref().and_then(|metadata| metadata.user_agent.as_deref());
         Stored {
             token,
-            cookies: cookies.unwrap_or_default(),
+            clearance: Clearance::new(cookies.unwrap_or_default(), user_agent),
+            needs_clearance: metadata.as_ref().is_some_and(|metadata| metadata.clearance),
             foreign: metadata.is_none(),
             verified: metadata.is_some_and(|metadata| metadata.verified),
             cookies_agree,
@@ -218,12 +228,15 @@ impl RedisStore {
 impl Metadata {
     fn of(published: &Published, now: Timestamp) -> Self {
         let token = &published.token;
+        let user_agent = published.clearance.user_agent().and_then(|agent| agent.to_str().ok());
         Self {
             sha256: token.digest_hex(),
             source: published.source.as_str().to_owned(),
             iat: token.issued_at().map(|time| time.0),
             exp: token.expires_at().map(|time| time.0),
             verified: published.is_verified(),
+            clearance: published.needs_clearance,
+            user_agent: user_agent.map(str::to_owned),
             saved_at: now.0,
         }
     }

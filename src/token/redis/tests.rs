@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::Secret;
 use crate::token::{
-    Source, TokenCache,
+    Candidate, Clearance, Source, TokenCache,
     test_support::{jwt, token},
 };
 
@@ -126,7 +126,9 @@ fn published(verified: bool) -> Arc<Published> {
         ("odd", "a%20\"b\"; \u{439}"),
     ]);
     let token = token(NOW.0 + LIFE);
-    TokenCache::new().publish(token, Source::Direct, Arc::new(cookies), verified, NOW)
+    let clearance = Arc::new(Clearance::new(cookies, Some("Browser/1")));
+    let candidate = Candidate::new(token, Source::Direct).verified(verified);
+    TokenCache::new().publish(candidate.with_clearance(clearance, true), NOW)
 }
 
 async fn timed<T>(operation: impl Future<Output = T>) -> T {
@@ -149,8 +151,13 @@ async fn what_is_saved_is_loaded() {
         assert_eq!(stored.token, published.token);
         assert_eq!(stored.verified, verified);
         assert!(stored.cookies_agree && !stored.foreign);
-        let expected = published.cookies.with_token(TOKEN_COOKIE, &published.token);
-        assert_eq!(stored.cookies.iter().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>());
+        assert!(stored.needs_clearance);
+        assert_eq!(stored.clearance.user_agent().unwrap(), "Browser/1");
+        let expected = published.clearance.cookies().with_token(TOKEN_COOKIE, &published.token);
+        assert_eq!(
+            stored.clearance.cookies().iter().collect::<Vec<_>>(),
+            expected.iter().collect::<Vec<_>>()
+        );
     }
 }
 
@@ -174,6 +181,8 @@ async fn the_keys_have_the_form_that_older_programs_read() {
         "iat": 1,
         "exp": NOW.0 + LIFE,
         "verified": true,
+        "clearance": true,
+        "user_agent": "Browser/1",
         "saved_at": NOW.0,
     });
     assert_eq!(metadata, expected.to_string());
@@ -211,13 +220,13 @@ async fn what_another_program_put_there_is_foreign() {
         let stored = store.load().await.unwrap().unwrap();
         assert_eq!(stored.token, other);
         assert!(stored.foreign && !stored.verified && !stored.cookies_agree);
-        assert_eq!(stored.cookies.get("__ddg9_"), Some("127.0.0.1"));
+        assert_eq!(stored.clearance.cookies().get("__ddg9_"), Some("127.0.0.1"));
     }
     let cookies = format!(r#"{{"access-token":"Bearer {}","n":1}}"#, other.expose());
     let _: () = server.command(&["SET", "chitai_gorod_cookies", &cookies]).await;
     let stored = store.load().await.unwrap().unwrap();
     assert!(stored.foreign && stored.cookies_agree);
-    assert_eq!(stored.cookies.iter().count(), 1);
+    assert_eq!(stored.clearance.cookies().iter().count(), 1);
 }
 
 #[tokio::test]

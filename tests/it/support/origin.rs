@@ -42,6 +42,34 @@ const ANONYMOUS_PATH: &str = "/api/v1/auth/anonymous";
 pub(crate) const REFUSAL: &str =
     r#"{"message":"Authorization обязательное поле","requestId":"7f0c4d"}"#;
 
+/// What the anti-bot wall says.
+pub(crate) const WALL_PAGE: &str = "<html><title>DDoS-Guard</title></html>";
+
+/// The anti-bot wall: a 403 in HTML for all who do not show what it wants.
+#[derive(Clone, Debug)]
+pub(crate) enum Wall {
+    /// Everybody passes.
+    Down,
+    /// Who shows this cookie, `name=value`, and is this user-agent passes.
+    Opens { cookie: String, user_agent: String },
+    /// Nobody passes.
+    Closed,
+}
+
+impl Wall {
+    fn lets_pass(&self, head: &Head) -> bool {
+        match self {
+            Self::Down => true,
+            Self::Closed => false,
+            Self::Opens { cookie, user_agent } => {
+                let cookies = head.value("cookie").unwrap_or_default();
+                cookies.split("; ").any(|pair| pair == cookie)
+                    && head.value("user-agent") == Some(user_agent)
+            }
+        }
+    }
+}
+
 /// One request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Recorded {
@@ -125,6 +153,7 @@ struct Settings {
     refuses_api: bool,
     refusal: Vec<u8>,
     date: Option<String>,
+    wall: Wall,
     scripts: HashMap<String, Script>,
     /// Client requests, by count, with which all tokens die.
     deaths: Vec<usize>,
@@ -178,6 +207,7 @@ impl Origin {
             refuses_api: false,
             refusal: REFUSAL.as_bytes().to_vec(),
             date: None,
+            wall: Wall::Down,
             scripts: HashMap::new(),
             deaths: Vec::new(),
         };
@@ -233,6 +263,11 @@ impl Origin {
     /// The body of the 401s.
     pub(crate) fn set_refusal(&self, body: impl Into<Vec<u8>>) {
         self.shared.settings.lock().unwrap().refusal = body.into();
+    }
+
+    /// Puts up the wall before everything, or takes it down.
+    pub(crate) fn set_wall(&self, wall: Wall) {
+        self.shared.settings.lock().unwrap().wall = wall;
     }
 
     /// Sends this `Date` with each answer.
@@ -440,6 +475,10 @@ impl Talk {
             return self.refuse(&head).await;
         }
         self.read_body(index, &head).await?;
+        let wall = self.shared.settings.lock().unwrap().wall.clone();
+        if !wall.lets_pass(&head) {
+            return self.reply(&head, 403, "text/html; charset=utf-8", WALL_PAGE.as_bytes()).await;
+        }
         if request.is_verification() {
             return self.verify(&head).await;
         }
