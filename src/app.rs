@@ -18,7 +18,7 @@ use url::Url;
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError};
 use crate::metrics::Metrics;
-use crate::net::{ClientLimits, Dialer, Egress, Worker, Workers};
+use crate::net::{ClientLimits, Dialer, Egress, Ways, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
@@ -271,16 +271,12 @@ impl Core {
         let tls = tls::client_config(upstream.ca_file.as_deref())
             .map_err(|error| ConfigError::new("UPSTREAM_CA_FILE", error.to_string()))?;
         let egress = Egress::new(config.access.allow_hosts.clone(), listeners);
+        let ways = Ways { connect_to: upstream.connect_to.clone(), parent: upstream.proxy.clone() };
         Ok(Self {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),
             metrics: Arc::new(Metrics::new(config.listen.workers.get())),
-            dialer: Arc::new(Dialer::new(
-                egress,
-                &upstream.connect_to,
-                tls,
-                upstream.connect_timeout,
-            )),
+            dialer: Arc::new(Dialer::new(egress, ways, tls, upstream.connect_timeout)),
         })
     }
 

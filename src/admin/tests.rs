@@ -23,7 +23,7 @@ use super::{AdminState, serve};
 use crate::config::Secret;
 use crate::config::SourceKind;
 use crate::metrics::Metrics;
-use crate::net::{Dialer, Egress};
+use crate::net::{Dialer, Egress, Ways};
 use crate::refresh::{Parts, RefreshSettings, Refresher};
 use crate::token::{Candidate, Clock, Source, Token, TokenCache};
 
@@ -46,7 +46,7 @@ impl Port {
 
     async fn run(admin_token: Option<&str>, api: Option<SocketAddr>) -> Self {
         let egress = Egress::new(Vec::new(), Vec::new());
-        let dialer = Dialer::new(egress, &[], Arc::new(tls()), Duration::from_secs(5));
+        let dialer = Dialer::new(egress, Ways::default(), Arc::new(tls()), Duration::from_secs(5));
         let parts = Parts {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),

@@ -146,6 +146,16 @@ impl Env {
         })
     }
 
+    /// What `parse` makes of the value; `None` where none is given.
+    pub(super) fn parsed<T>(
+        &self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Option<T>, ConfigError> {
+        let parsed = self.given(name).map(parse).transpose();
+        parsed.map_err(|problem| ConfigError::new(name, problem))
+    }
+
     /// A list separated by commas, each item read by `parse`. Items are never
     /// empty; the list is so only where the default is.
     pub(super) fn list<T>(

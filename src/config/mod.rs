@@ -15,6 +15,7 @@
 
 mod env;
 mod origin;
+mod parent;
 mod parse;
 mod secret;
 mod variables;
@@ -30,6 +31,7 @@ use thiserror::Error;
 
 pub use env::Env;
 pub use origin::{ApiOrigin, normalize_host};
+pub use parent::ParentProxy;
 pub use parse::{AllowedHost, AllowedName, ConnectTo};
 pub use secret::Secret;
 pub use variables::{VARIABLES, Variable};
@@ -236,6 +238,8 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// Destinations that are dialled elsewhere. `CONNECT_TO`.
     pub connect_to: Vec<ConnectTo>,
+    /// The only parent proxy, for FlareSolverr's browser too. `UPSTREAM_PROXY`.
+    pub proxy: Option<ParentProxy>,
     /// Longest time until a connection stands. `CONNECT_TIMEOUT`.
     pub connect_timeout: Duration,
     /// Longest time until the head of an answer. `UPSTREAM_TIMEOUT`.
@@ -456,6 +460,7 @@ impl Upstream {
         Ok(Self {
             ca_file: env.path("UPSTREAM_CA_FILE"),
             connect_to: env.list("CONNECT_TO", ConnectTo::parse)?,
+            proxy: env.parsed("UPSTREAM_PROXY", ParentProxy::parse)?,
             connect_timeout: env.duration("CONNECT_TIMEOUT")?,
             timeout: env.duration("UPSTREAM_TIMEOUT")?,
             connections: env.count("UPSTREAM_CONNECTIONS", 1..=1_000_000)?,

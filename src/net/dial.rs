@@ -19,10 +19,14 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Egress;
-use crate::config::ConnectTo;
+use super::parent::{Parent, ParentError, is_loopback, is_odd_address};
+use crate::config::{ConnectTo, ParentProxy};
 
 /// Head start of one address before the next is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Longest look at the addresses of a name that the parent will resolve.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why no connection came about. All but the first two are the upstream's
 /// fault.
@@ -64,7 +68,11 @@ pub enum DialError {
         error: io::Error,
     },
     /// `CONNECT_TIMEOUT` passed.
-    #[error("no connection to {host}:{port} within {}", humantime::format_duration(*.limit))]
+    #[error(
+        "no connection to {host}:{port}{} within {}",
+        if *.by_parent { " by UPSTREAM_PROXY" } else { "" },
+        humantime::format_duration(*.limit)
+    )]
     Timeout {
         /// The destination.
         host: String,
@@ -72,6 +80,20 @@ pub enum DialError {
         port: u16,
         /// The time allowed.
         limit: Duration,
+        /// Whether the way leads through the parent proxy.
+        by_parent: bool,
+    },
+    /// The parent proxy did not lead there.
+    #[error("no way to {host}:{port}: the proxy of UPSTREAM_PROXY, {parent}, {error}")]
+    Parent {
+        /// The destination.
+        host: String,
+        /// Its port.
+        port: u16,
+        /// `host:port` of the parent.
+        parent: String,
+        /// What went wrong there.
+        error: ParentError,
     },
     /// The TLS handshake failed; the certificate, mostly.
     #[error("TLS with {host} failed: {error}")]
@@ -101,10 +123,20 @@ pub enum UpstreamStream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// The ways that the operator has laid.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// Destinations that are dialled elsewhere, before all else.
+    pub connect_to: Vec<ConnectTo>,
+    /// The proxy that leads to all others but loopback.
+    pub parent: Option<ParentProxy>,
+}
+
 /// Opens connections. Shared by all threads.
 pub struct Dialer {
     egress: Egress,
     connect_to: HashMap<(String, u16), (String, u16)>,
+    parent: Option<Parent>,
     tls: TlsConnector,
     limit: Duration,
 }
@@ -114,14 +146,15 @@ impl Dialer {
     #[must_use]
     pub fn new(
         egress: Egress,
-        connect_to: &[ConnectTo],
+        ways: Ways,
         tls: Arc<rustls::ClientConfig>,
         limit: Duration,
     ) -> Self {
-        let entry = |to: &ConnectTo| ((to.host.clone(), to.port), (to.to_host.clone(), to.to_port));
+        let entry = |to: ConnectTo| ((to.host, to.port), (to.to_host, to.to_port));
         Self {
             egress,
-            connect_to: connect_to.iter().map(entry).collect(),
+            connect_to: ways.connect_to.into_iter().map(entry).collect(),
+            parent: ways.parent.map(Parent::new),
             tls: TlsConnector::from(tls),
             limit,
         }
@@ -169,30 +202,80 @@ impl Dialer {
         open: impl Future<Output = Result<T, DialError>>,
     ) -> Result<T, DialError> {
         timeout(self.limit, open).await.unwrap_or_else(|_| {
-            Err(DialError::Timeout { host: host.to_owned(), port, limit: self.limit })
+            let by_parent = self.parent_of(host, port).is_some();
+            Err(DialError::Timeout { host: host.to_owned(), port, limit: self.limit, by_parent })
         })
     }
 
+    /// Connects by the way that the operator laid: `CONNECT_TO`, else the
+    /// parent, else directly.
     async fn open(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
-        // An entry of CONNECT_TO is the operator's word, whoever asks.
-        let elsewhere = self.connect_to.get(&(host.to_owned(), port));
-        let (to_host, to_port, reach) = match elsewhere {
-            Some((host, port)) => (host.as_str(), *port, Reach::Operator),
-            None => (host, port, reach),
-        };
-        let found = resolve(to_host, to_port).await;
-        let found =
-            found.map_err(|error| DialError::Resolve { host: to_host.to_owned(), error })?;
-        let allowed = self.allowed(found, host, port, reach)?;
-        let connected = connect_any(interleave(allowed)).await;
-        let stream = connected.map_err(|error| DialError::Connect {
-            host: to_host.to_owned(),
-            port: to_port,
-            error,
-        })?;
+        let stream = match (self.elsewhere(host, port), self.parent_of(host, port)) {
+            (Some((host, port)), _) => self.direct(host, *port, Reach::Operator).await,
+            (None, Some(parent)) => self.by_parent(parent, host, port, reach).await,
+            (None, None) => self.direct(host, port, reach).await,
+        }?;
         // Small writes must not wait for acknowledgements; failure costs only speed.
         let _ = stream.set_nodelay(true);
         Ok(stream)
+    }
+
+    /// The entry of `CONNECT_TO`: the operator's word, whoever asks.
+    fn elsewhere(&self, host: &str, port: u16) -> Option<&(String, u16)> {
+        self.connect_to.get(&(host.to_owned(), port))
+    }
+
+    fn parent_of(&self, host: &str, port: u16) -> Option<&Parent> {
+        let direct = is_loopback(host) || self.elsewhere(host, port).is_some();
+        self.parent.as_ref().filter(|_| !direct)
+    }
+
+    async fn direct(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+        let found = resolve(host, port).await;
+        let found = found.map_err(|error| DialError::Resolve { host: host.to_owned(), error })?;
+        let allowed = self.allowed(found, host, port, reach)?;
+        let connected = connect_any(interleave(allowed)).await;
+        connected.map_err(|error| DialError::Connect { host: host.to_owned(), port, error })
+    }
+
+    async fn by_parent(
+        &self,
+        parent: &Parent,
+        host: &str,
+        port: u16,
+        reach: Reach,
+    ) -> Result<TcpStream, DialError> {
+        self.check_for_parent(host, port, reach).await?;
+        let failed = |error| DialError::Parent {
+            host: host.to_owned(),
+            port,
+            parent: parent.address().authority(),
+            error,
+        };
+        let address = parent.address();
+        let stream = match self.direct(&address.host, address.port, Reach::Operator).await {
+            Ok(stream) => stream,
+            Err(DialError::Resolve { error, .. } | DialError::Connect { error, .. }) => {
+                return Err(failed(ParentError::Unreachable(error)));
+            }
+            Err(error) => return Err(error),
+        };
+        parent.lead(stream, host, port).await.map_err(failed)
+    }
+
+    /// Applies the egress policy to what can be known here: the parent
+    /// resolves the name. A client's destination that resolves here is judged
+    /// by these addresses; one that does not is left to the parent, unless it
+    /// is an address in disguise.
+    async fn check_for_parent(&self, host: &str, port: u16, reach: Reach) -> Result<(), DialError> {
+        if reach == Reach::Operator {
+            return Ok(());
+        }
+        match timeout(LOOK_LIMIT, resolve(host, port)).await {
+            Ok(Ok(found)) => self.allowed(found, host, port, reach).map(drop),
+            _ if is_odd_address(host) => Err(DialError::NotAllowed { host: host.to_owned(), port }),
+            _ => Ok(()),
+        }
     }
 
     /// Those of `found` that may be dialled; never none.

@@ -11,11 +11,13 @@
 mod dial;
 mod egress;
 mod fetch;
+mod parent;
 mod upstream;
 mod workers;
 
-pub use dial::{DialError, Dialer, Reach, UpstreamStream};
+pub use dial::{DialError, Dialer, Reach, UpstreamStream, Ways};
 pub use egress::Egress;
 pub use fetch::{FetchError, origin_form};
+pub use parent::ParentError;
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};

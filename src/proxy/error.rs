@@ -15,7 +15,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::body::AnswerBody;
-use crate::net::{DialError, SendError};
+use crate::net::{DialError, ParentError, SendError};
 use crate::refresh::{FailureReason, RefreshFailure};
 
 /// The field that tells who made or changed an answer.
@@ -333,6 +333,7 @@ fn dial_face(error: &DialError) -> Face {
         ),
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),
+        DialError::Parent { error, .. } => parent_face(error),
         DialError::Tls { .. } => face(
             StatusCode::BAD_GATEWAY,
             "upstream_tls",
@@ -341,6 +342,22 @@ fn dial_face(error: &DialError) -> Face {
         ),
         _ => unreachable("connection_refused"),
     }
+}
+
+fn parent_face(error: &ParentError) -> Face {
+    let kind = match error {
+        ParentError::Credentials => "proxy_configuration_error",
+        ParentError::Refused(_) => "destination_unavailable",
+        ParentError::Broken(_) => "connection_terminated",
+        ParentError::NotHttp => "http_protocol_error",
+        _ => "connection_refused",
+    };
+    face(
+        StatusCode::BAD_GATEWAY,
+        "upstream_unreachable",
+        kind,
+        "Check UPSTREAM_PROXY of the sidecar: address, credentials, and whether it may lead there.",
+    )
 }
 
 /// Adds our own member to `Proxy-Status`; the upstream's stay.

@@ -24,7 +24,7 @@ use url::Url;
 
 use super::{RefreshSettings, lock};
 use crate::config::{RedisSettings, Secret};
-use crate::net::{Dialer, Egress};
+use crate::net::{Dialer, Egress, Ways};
 use crate::token::{RedisStore, Token};
 
 /// A request as a server saw it.
@@ -226,7 +226,7 @@ pub(super) fn tls() -> rustls::ClientConfig {
 
 pub(super) fn dialer() -> Arc<Dialer> {
     let egress = Egress::new(Vec::new(), Vec::new());
-    Arc::new(Dialer::new(egress, &[], Arc::new(tls()), Duration::from_secs(5)))
+    Arc::new(Dialer::new(egress, Ways::default(), Arc::new(tls()), Duration::from_secs(5)))
 }
 
 /// A JWT for `subject`, issued now, that expires in `life` seconds.

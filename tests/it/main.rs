@@ -18,6 +18,7 @@ mod fidelity;
 mod gate;
 mod herd;
 mod hold;
+mod parent;
 mod refusal;
 mod replay;
 mod routes;

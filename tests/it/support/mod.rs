@@ -4,6 +4,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod http;
 pub(crate) mod origin;
+pub(crate) mod parent;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
 pub(crate) mod solver;
