@@ -18,7 +18,7 @@ use url::Url;
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError};
 use crate::metrics::Metrics;
-use crate::net::{ClientLimits, Dialer, Egress, Ways, Worker, Workers};
+use crate::net::{ClientLimits, Dialer, Egress, Resolver, Servers, Ways, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
@@ -271,7 +271,11 @@ impl Core {
         let tls = tls::client_config(upstream.ca_file.as_deref())
             .map_err(|error| ConfigError::new("UPSTREAM_CA_FILE", error.to_string()))?;
         let egress = Egress::new(config.access.allow_hosts.clone(), listeners);
-        let ways = Ways { connect_to: upstream.connect_to.clone(), parent: upstream.proxy.clone() };
+        let ways = Ways {
+            connect_to: upstream.connect_to.clone(),
+            parent: upstream.proxy.clone(),
+            resolver: resolver(upstream)?,
+        };
         Ok(Self {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),
@@ -422,6 +426,17 @@ fn listen(variable: &'static str, address: SocketAddr) -> Result<TcpListener, Ap
 
 fn address_of(listener: &TcpListener) -> Result<SocketAddr, AppError> {
     listener.local_addr().map_err(AppError::Workers)
+}
+
+/// The resolver for upstreams; its servers are asked on the present runtime.
+fn resolver(upstream: &config::Upstream) -> Result<Resolver, ConfigError> {
+    if upstream.dns.is_empty() {
+        return Ok(Resolver::System);
+    }
+    let servers = Servers::new(&upstream.dns, upstream.connect_timeout, Handle::current());
+    servers
+        .map(Resolver::Servers)
+        .map_err(|error| ConfigError::new("UPSTREAM_DNS", error.to_string()))
 }
 
 fn redis_store(stores: &config::Stores) -> Result<Option<RedisStore>, ConfigError> {

@@ -238,6 +238,9 @@ pub struct Upstream {
     pub ca_file: Option<PathBuf>,
     /// Destinations that are dialled elsewhere. `CONNECT_TO`.
     pub connect_to: Vec<ConnectTo>,
+    /// Resolvers that are asked instead of the system. `UPSTREAM_DNS`, empty
+    /// for the system.
+    pub dns: Vec<SocketAddr>,
     /// The only parent proxy, for FlareSolverr's browser too. `UPSTREAM_PROXY`.
     pub proxy: Option<ParentProxy>,
     /// Longest time until a connection stands. `CONNECT_TIMEOUT`.
@@ -460,6 +463,7 @@ impl Upstream {
         Ok(Self {
             ca_file: env.path("UPSTREAM_CA_FILE"),
             connect_to: env.list("CONNECT_TO", ConnectTo::parse)?,
+            dns: env.list("UPSTREAM_DNS", parse::dns_server)?,
             proxy: env.parsed("UPSTREAM_PROXY", ParentProxy::parse)?,
             connect_timeout: env.duration("CONNECT_TIMEOUT")?,
             timeout: env.duration("UPSTREAM_TIMEOUT")?,

@@ -1,6 +1,6 @@
 //! Values with a small grammar of their own: destinations and networks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -93,6 +93,18 @@ pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     })
 }
 
+/// Reads a resolver's `ip[:port]`; an IPv6 address with a port is in brackets.
+pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    const DNS_PORT: u16 = 53;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let with_default = bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT));
+    with_default.or_else(|_| text.parse()).map_err(|_| {
+        format!(
+            "{text:?} is not usable, expected resolvers such as 192.0.2.53 or [2001:db8::53]:53"
+        )
+    })
+}
+
 fn network(text: &str) -> Option<IpNet> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
     text.parse::<IpNet>().ok().or_else(address)
@@ -131,6 +143,19 @@ mod tests {
         check_allowed("[::1]:9", AllowedName::Network("::1/128".parse().unwrap()), Some(9));
         check_allowed("127.0.0.1", AllowedName::Network("127.0.0.1/32".parse().unwrap()), None);
         assert!(AllowedHost::parse("a/b").is_err());
+    }
+
+    #[test]
+    fn a_resolver_is_an_address_with_a_port_if_wanted() {
+        let check = |text, expected: &str| {
+            assert_eq!(dns_server(text), Ok(expected.parse().unwrap()), "{text}");
+        };
+        check("192.0.2.1", "192.0.2.1:53");
+        check("192.0.2.1:5353", "192.0.2.1:5353");
+        check("2001:db8::1", "[2001:db8::1]:53");
+        check("[2001:db8::1]", "[2001:db8::1]:53");
+        check("[2001:db8::1]:5353", "[2001:db8::1]:5353");
+        assert!(dns_server("dns.test").is_err() && dns_server("192.0.2.1:x").is_err());
     }
 
     #[test]

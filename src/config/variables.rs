@@ -89,6 +89,11 @@ pub const VARIABLES: &[Variable] = &[
     var("UPSTREAM_CA_FILE", "", "PEM file: roots that upstreams may have besides the public ones"),
     var("CONNECT_TO", "", "host:port=addr:port,… : dial there instead"),
     var(
+        "UPSTREAM_DNS",
+        "",
+        "resolvers ip[:port],… that are asked instead of the system, needed behind an alias that leads here",
+    ),
+    var(
         "UPSTREAM_PROXY",
         "",
         "http://[user:pass@]host:port, percent-encoded: the proxy that leads to all but loopback and CONNECT_TO",

@@ -1,8 +1,9 @@
 //! Opening of connections to upstreams: where to, whether at all, and TLS.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::Egress;
 use super::parent::{Parent, ParentError, is_loopback, is_odd_address};
+use super::resolve::{ResolveError, Resolver};
 use crate::config::{ConnectTo, ParentProxy};
 
 /// Head start of one address before the next is tried beside it (RFC 8305 §5).
@@ -42,20 +44,22 @@ pub enum DialError {
         port: u16,
     },
     /// The destination is this process itself.
-    #[error("{host}:{port} is this sidecar itself")]
+    #[error("{host}:{port} is this sidecar itself{found}")]
     OwnListener {
         /// The destination as the client named it.
         host: String,
         /// Its port.
         port: u16,
+        /// Who says so.
+        found: Found,
     },
     /// The name does not resolve.
     #[error("cannot resolve {host}: {error}")]
     Resolve {
         /// The name.
         host: String,
-        /// The resolver's own words.
-        error: io::Error,
+        /// What was said, and by whom.
+        error: ResolveError,
     },
     /// No address took the connection.
     #[error("cannot connect to {host}:{port}: {error}")]
@@ -105,6 +109,31 @@ pub enum DialError {
     },
 }
 
+/// How a name turned out to be this process itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// By its address.
+    AsAddress,
+    /// By the system's resolver, which knows an alias, perhaps.
+    BySystem,
+    /// By `UPSTREAM_DNS`, which should not know the alias.
+    ByServers,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AsAddress => "",
+            Self::BySystem => {
+                ", says the system's resolver; if an alias leads the name here, set UPSTREAM_DNS"
+            }
+            Self::ByServers => {
+                ", say the servers of UPSTREAM_DNS: they know the alias, too, so name others"
+            }
+        })
+    }
+}
+
 /// Whose word a destination is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reach {
@@ -124,12 +153,14 @@ pub enum UpstreamStream {
 }
 
 /// The ways that the operator has laid.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ways {
     /// Destinations that are dialled elsewhere, before all else.
     pub connect_to: Vec<ConnectTo>,
     /// The proxy that leads to all others but loopback.
     pub parent: Option<ParentProxy>,
+    /// Who is asked for the addresses of destinations.
+    pub resolver: Resolver,
 }
 
 /// Opens connections. Shared by all threads.
@@ -137,6 +168,7 @@ pub struct Dialer {
     egress: Egress,
     connect_to: HashMap<(String, u16), (String, u16)>,
     parent: Option<Parent>,
+    resolver: Resolver,
     tls: TlsConnector,
     limit: Duration,
 }
@@ -155,6 +187,7 @@ impl Dialer {
             egress,
             connect_to: ways.connect_to.into_iter().map(entry).collect(),
             parent: ways.parent.map(Parent::new),
+            resolver: ways.resolver,
             tls: TlsConnector::from(tls),
             limit,
         }
@@ -211,9 +244,11 @@ impl Dialer {
     /// parent, else directly.
     async fn open(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
         let stream = match (self.elsewhere(host, port), self.parent_of(host, port)) {
-            (Some((host, port)), _) => self.direct(host, *port, Reach::Operator).await,
+            (Some((host, port)), _) => {
+                self.direct(&self.resolver, host, *port, Reach::Operator).await
+            }
             (None, Some(parent)) => self.by_parent(parent, host, port, reach).await,
-            (None, None) => self.direct(host, port, reach).await,
+            (None, None) => self.direct(&self.resolver, host, port, reach).await,
         }?;
         // Small writes must not wait for acknowledgements; failure costs only speed.
         let _ = stream.set_nodelay(true);
@@ -230,8 +265,14 @@ impl Dialer {
         self.parent.as_ref().filter(|_| !direct)
     }
 
-    async fn direct(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
-        let found = resolve(host, port).await;
+    async fn direct(
+        &self,
+        resolver: &Resolver,
+        host: &str,
+        port: u16,
+        reach: Reach,
+    ) -> Result<TcpStream, DialError> {
+        let found = resolver.resolve(host, port).await;
         let found = found.map_err(|error| DialError::Resolve { host: host.to_owned(), error })?;
         let allowed = self.allowed(found, host, port, reach)?;
         let connected = connect_any(interleave(allowed)).await;
@@ -253,9 +294,14 @@ impl Dialer {
             error,
         };
         let address = parent.address();
-        let stream = match self.direct(&address.host, address.port, Reach::Operator).await {
+        // A neighbour: the system knows its name.
+        let stream = self.direct(&Resolver::System, &address.host, address.port, Reach::Operator);
+        let stream = match stream.await {
             Ok(stream) => stream,
-            Err(DialError::Resolve { error, .. } | DialError::Connect { error, .. }) => {
+            Err(DialError::Resolve { error, .. }) => {
+                return Err(failed(ParentError::Unresolved(error)));
+            }
+            Err(DialError::Connect { error, .. }) => {
                 return Err(failed(ParentError::Unreachable(error)));
             }
             Err(error) => return Err(error),
@@ -271,7 +317,7 @@ impl Dialer {
         if reach == Reach::Operator {
             return Ok(());
         }
-        match timeout(LOOK_LIMIT, resolve(host, port)).await {
+        match timeout(LOOK_LIMIT, self.resolver.resolve(host, port)).await {
             Ok(Ok(found)) => self.allowed(found, host, port, reach).map(drop),
             _ if is_odd_address(host) => Err(DialError::NotAllowed { host: host.to_owned(), port }),
             _ => Ok(()),
@@ -288,7 +334,8 @@ impl Dialer {
     ) -> Result<Vec<SocketAddr>, DialError> {
         found.retain(|address| !self.egress.is_own(*address));
         if found.is_empty() {
-            return Err(DialError::OwnListener { host: host.to_owned(), port });
+            let found = self.found(host);
+            return Err(DialError::OwnListener { host: host.to_owned(), port, found });
         }
         found.retain(|address| reach == Reach::Operator || self.egress.permits(host, *address));
         if found.is_empty() {
@@ -296,15 +343,15 @@ impl Dialer {
         }
         Ok(found)
     }
-}
 
-/// All addresses of `host`, in the system's order; never empty.
-async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
-    if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    /// Who said where `host` is.
+    fn found(&self, host: &str) -> Found {
+        match &self.resolver {
+            _ if host.parse::<IpAddr>().is_ok() => Found::AsAddress,
+            Resolver::System => Found::BySystem,
+            Resolver::Servers(_) => Found::ByServers,
+        }
     }
-    Ok(found)
 }
 
 /// Families in turn, the first address's family first (RFC 8305 §4).

@@ -1,4 +1,5 @@
-//! Sockets: worker threads, the accept loop, dialling, upstream connections.
+//! Sockets: worker threads, the accept loop, name resolution, dialling, upstream
+//! connections.
 //!
 //! # Invariants
 //!
@@ -12,12 +13,14 @@ mod dial;
 mod egress;
 mod fetch;
 mod parent;
+mod resolve;
 mod upstream;
 mod workers;
 
-pub use dial::{DialError, Dialer, Reach, UpstreamStream, Ways};
+pub use dial::{DialError, Dialer, Found, Reach, UpstreamStream, Ways};
 pub use egress::Egress;
 pub use fetch::{FetchError, origin_form};
 pub use parent::ParentError;
+pub use resolve::{NoAnswer, ResolveError, Resolver, Servers};
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};

@@ -17,6 +17,7 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::ResolveError;
 use crate::config::{ParentProxy, Secret};
 
 /// Longest head of the parent's answer.
@@ -29,6 +30,9 @@ const MAX_FIELDS: usize = 100;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ParentError {
+    /// Its name does not resolve.
+    #[error("cannot be found: {0}")]
+    Unresolved(ResolveError),
     /// It could not be reached.
     #[error("cannot be reached: {0}")]
     Unreachable(io::Error),
@@ -69,7 +73,7 @@ impl Parent {
     ///
     /// # Errors
     ///
-    /// [`ParentError`]; never [`ParentError::Unreachable`].
+    /// [`ParentError`] of what the parent said.
     pub(super) async fn lead(
         &self,
         mut stream: TcpStream,

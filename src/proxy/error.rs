@@ -15,7 +15,7 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::body::AnswerBody;
-use crate::net::{DialError, ParentError, SendError};
+use crate::net::{DialError, Found, ParentError, SendError};
 use crate::refresh::{FailureReason, RefreshFailure};
 
 /// The field that tells who made or changed an answer.
@@ -325,11 +325,18 @@ fn dial_face(error: &DialError) -> Face {
             "destination_ip_prohibited",
             "List the host in ALLOW_HOSTS of the sidecar, or better, in NO_PROXY of the client.",
         ),
+        DialError::OwnListener { found: Found::ByServers, .. } => face(
+            StatusCode::FORBIDDEN,
+            "target_not_allowed",
+            "proxy_loop_detected",
+            "Name resolvers in UPSTREAM_DNS of the sidecar that do not know the alias.",
+        ),
         DialError::OwnListener { .. } => face(
             StatusCode::FORBIDDEN,
             "target_not_allowed",
             "proxy_loop_detected",
-            "Ask the sidecar directly, not through itself: list its host in NO_PROXY of the client.",
+            "Ask the sidecar directly, not through itself: list its host in NO_PROXY of the \
+             client. Behind an alias for the API's name, set UPSTREAM_DNS of the sidecar.",
         ),
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),

@@ -12,6 +12,7 @@ mod authority;
 mod authorization;
 mod clients;
 mod commands;
+mod dns;
 mod documents;
 mod drain;
 mod fidelity;

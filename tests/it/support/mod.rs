@@ -2,6 +2,7 @@
 
 pub(crate) mod certificates;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod parent;
