@@ -18,7 +18,7 @@ use url::Url;
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError};
 use crate::metrics::Metrics;
-use crate::net::{ClientLimits, Dialer, Egress, Resolver, Servers, Ways, Worker, Workers};
+use crate::net::{ClientLimits, Dialer, Door, Egress, Resolver, Servers, Ways, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
@@ -76,10 +76,14 @@ impl App {
     /// [`AppError`]; nothing is left running then.
     pub fn start(config: &Config) -> Result<Self, AppError> {
         raise_descriptor_limit();
-        let listener = listen("PROXY_LISTEN", config.listen.proxy)?;
+        let doors = open_doors(&config.listen)?;
         let admin_listener = listen("ADMIN_LISTEN", config.listen.admin)?;
-        let (proxy_address, admin_address) = (address_of(&listener)?, address_of(&admin_listener)?);
-        let core = Core::new(config, vec![proxy_address, admin_address])?;
+        let admin_address = address_of(&admin_listener)?;
+        let addresses = doors.iter().map(|(_, listener)| address_of(listener));
+        let mut own = addresses.collect::<Result<Vec<_>, _>>()?;
+        let (proxy_address, sni_address) = (own[0], own.get(1).copied());
+        own.push(admin_address);
+        let core = Core::new(config, own)?;
         // After the files that are only read: it may make a CA.
         let trust = Trust::open(config)?;
         let refresher = core.refresher(config, Some(&config.stores))?;
@@ -94,10 +98,11 @@ impl App {
         let drain_timeout = config.listen.drain_timeout;
         let cache = Arc::clone(&core.cache);
         let proxy = core.proxy(config, trust, &refresher, &release_held)?;
-        let workers = start_workers(config, &listener, &proxy, &drain)?;
+        let workers = start_workers(config, &doors, &proxy, &drain)?;
         info!(
             proxy = %proxy_address,
             admin = %admin_address,
+            sni = sni_address.map(display),
             workers = config.listen.workers,
             version = env!("CARGO_PKG_VERSION"),
             "listening"
@@ -384,7 +389,7 @@ impl Core {
 
 fn start_workers(
     config: &Config,
-    listener: &TcpListener,
+    doors: &[(Door, TcpListener)],
     proxy: &Arc<Proxy>,
     drain: &CancellationToken,
 ) -> Result<Workers, AppError> {
@@ -403,7 +408,7 @@ fn start_workers(
     };
     let count = config.listen.workers;
     let timeout = config.listen.drain_timeout;
-    Workers::start(count, listener, limits, &proxy.metrics, drain, timeout, make)
+    Workers::start(count, doors, limits, &proxy.metrics, drain, timeout, make)
         .map_err(AppError::Workers)
 }
 
@@ -417,6 +422,16 @@ fn spawn_admin(
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
     Ok(tokio::spawn(admin::serve(listener, Arc::new(state), stop)))
+}
+
+/// Binds what clients come in by: `PROXY_LISTEN`, then `SNI_LISTEN` where it is
+/// set.
+fn open_doors(addresses: &config::Listen) -> Result<Vec<(Door, TcpListener)>, AppError> {
+    let mut doors = vec![(Door::Proxy, listen("PROXY_LISTEN", addresses.proxy)?)];
+    if let Some(sni) = addresses.sni {
+        doors.push((Door::Sni, listen("SNI_LISTEN", sni)?));
+    }
+    Ok(doors)
 }
 
 /// Binds without `SO_REUSEPORT`, so that a second sidecar cannot share the port.

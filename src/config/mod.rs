@@ -85,6 +85,8 @@ pub struct Listen {
     pub proxy: SocketAddr,
     /// The admin port's address. `ADMIN_LISTEN`.
     pub admin: SocketAddr,
+    /// Where TLS comes straight in, if anywhere. `SNI_LISTEN`.
+    pub sni: Option<SocketAddr>,
     /// Worker threads. `WORKERS`.
     pub workers: NonZeroUsize,
     /// Longest time that running answers get after SIGTERM. `DRAIN_TIMEOUT`.
@@ -282,8 +284,16 @@ impl Config {
     /// values that do not go together.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
         let upstream = Upstream::from_env(env)?;
+        let listen = Listen::from_env(env, upstream.connections)?;
+        let access = Access::from_env(env)?;
+        if listen.sni.is_some() && access.proxy_auth.is_some() {
+            return Err(ConfigError::new(
+                "SNI_LISTEN",
+                "does not go with PROXY_AUTH: a client that comes by SNI cannot present credentials",
+            ));
+        }
         Ok(Self {
-            listen: Listen::from_env(env, upstream.connections)?,
+            listen,
             api: Api::from_env(env)?,
             authorization: Authorization::from_env(env)?,
             refresh: Refresh::from_env(env)?,
@@ -291,7 +301,7 @@ impl Config {
             limits: Limits::from_env(env)?,
             ca: Ca::from_env(env),
             upstream,
-            access: Access::from_env(env)?,
+            access,
             log: Log::from_env(env)?,
         })
     }
@@ -309,6 +319,10 @@ impl Listen {
         Ok(Self {
             proxy: env.address("PROXY_LISTEN")?,
             admin: env.address("ADMIN_LISTEN")?,
+            sni: match env.given("SNI_LISTEN") {
+                Some(_) => Some(env.address("SNI_LISTEN")?),
+                None => None,
+            },
             workers: workers.unwrap_or(NonZeroUsize::MIN),
             drain_timeout: env.duration("DRAIN_TIMEOUT")?,
         })

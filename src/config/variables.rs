@@ -19,6 +19,11 @@ const fn var(name: &'static str, default: &'static str, meaning: &'static str) -
 pub const VARIABLES: &[Variable] = &[
     var("PROXY_LISTEN", "127.0.0.1:8080", "address of the proxy and the gateway, ip:port"),
     var("ADMIN_LISTEN", "127.0.0.1:9090", "address of the admin port, ip:port"),
+    var(
+        "SNI_LISTEN",
+        "",
+        "address where TLS comes straight in and the SNI decides, for clients behind an alias, ip:port",
+    ),
     var("WORKERS", "", "worker threads; default: the cores granted, at most 4"),
     var(
         "API_ORIGINS",

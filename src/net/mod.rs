@@ -23,4 +23,4 @@ pub use fetch::{FetchError, origin_form};
 pub use parent::ParentError;
 pub use resolve::{NoAnswer, ResolveError, Resolver, Servers};
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
-pub use workers::{Admitted, Client, ClientLimits, Worker, Workers};
+pub use workers::{Admitted, Client, ClientLimits, Door, Worker, Workers};

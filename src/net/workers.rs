@@ -1,7 +1,7 @@
 //! Worker threads and their accept loops.
 //!
-//! Each worker is a current-thread runtime. All of them accept from the one
-//! listening socket, which is not shared by `SO_REUSEPORT`: a second process
+//! Each worker is a current-thread runtime. All of them accept from the same
+//! listening sockets, which are not shared by `SO_REUSEPORT`: a second process
 //! on the same port fails to start. A worker that is ahead of the others hands
 //! the new connection to the one with the fewest.
 //!
@@ -13,11 +13,13 @@
 //!   last connection has, or when its time is up.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -67,12 +69,23 @@ pub struct Worker {
     pub tasks: TaskTracker,
 }
 
+/// The listener that a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// `PROXY_LISTEN`: HTTP comes first.
+    Proxy,
+    /// `SNI_LISTEN`: TLS comes first.
+    Sni,
+}
+
 /// An accepted connection.
 pub struct Client {
     /// The socket.
     pub stream: TcpStream,
     /// The client's address.
     pub address: SocketAddr,
+    /// Where it came in.
+    pub door: Door,
     /// Counts the connection for as long as it is kept.
     pub admitted: Admitted,
 }
@@ -83,17 +96,17 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads that accept from `listener`. `make` runs on each
+    /// Starts `count` threads that accept from all `listeners`. `make` runs on each
     /// of them and returns what serves a connection to its end, as a local
     /// task of that worker. When `drain` is cancelled each worker stops
     /// accepting and gets `drain_timeout` to finish.
     ///
     /// # Errors
     ///
-    /// The listener cannot be shared, or a thread cannot be started.
+    /// A listener cannot be shared, or a thread cannot be started.
     pub fn start<S, F>(
         count: NonZeroUsize,
-        listener: &std::net::TcpListener,
+        listeners: &[(Door, std::net::TcpListener)],
         limits: ClientLimits,
         metrics: &Arc<Metrics>,
         drain: &CancellationToken,
@@ -111,7 +124,7 @@ impl Workers {
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let worker = Worker { index, drain: drain.clone(), tasks: TaskTracker::new() };
             let accept = Accept {
-                listener: listener.try_clone()?,
+                listeners: clone_all(listeners)?,
                 inbox,
                 gate: Arc::clone(&gate),
                 peers: Arc::clone(&peers),
@@ -141,6 +154,7 @@ struct Peer {
 struct Handover {
     stream: std::net::TcpStream,
     address: SocketAddr,
+    door: Door,
     admitted: Admitted,
 }
 
@@ -153,7 +167,7 @@ impl Peer {
 
 /// What one worker's accept loop needs.
 struct Accept {
-    listener: std::net::TcpListener,
+    listeners: Vec<(Door, std::net::TcpListener)>,
     inbox: UnboundedReceiver<Handover>,
     gate: Arc<Gate>,
     peers: Arc<[Peer]>,
@@ -202,15 +216,19 @@ fn run_worker<S, F>(
 impl Accept {
     /// Accepts until the drain begins.
     async fn run(mut self, worker: &Worker, serve: impl Fn(Client)) -> io::Result<()> {
-        self.listener.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(self.listener.try_clone()?)?;
+        let listeners = clone_all(&self.listeners)?.into_iter();
+        let listeners: Vec<(Door, TcpListener)> = listeners
+            .map(|(door, listener)| Ok((door, register(listener)?)))
+            .collect::<io::Result<_>>()?;
         loop {
             tokio::select! {
                 biased;
                 () = worker.drain.cancelled() => return Ok(()),
                 Some(handover) = self.inbox.recv() => take_over(handover, &serve),
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, address)) => self.place(worker.index, stream, address, &serve),
+                (door, accepted) = accept_any(&listeners) => match accepted {
+                    Ok((stream, address)) => {
+                        self.place(worker.index, (stream, address, door), &serve);
+                    }
                     Err(error) => {
                         warn!(%error, "accept failed, pausing");
                         sleep(ACCEPT_PAUSE).await;
@@ -221,8 +239,13 @@ impl Accept {
     }
 
     /// Serves the connection here, or hands it to the worker with the fewest.
-    fn place(&self, own: usize, stream: TcpStream, address: SocketAddr, serve: &impl Fn(Client)) {
-        let Some(mut admitted) = self.gate.admit(&stream, address.ip()) else {
+    fn place(
+        &self,
+        own: usize,
+        (stream, address, door): (TcpStream, SocketAddr, Door),
+        serve: &impl Fn(Client),
+    ) {
+        let Some(mut admitted) = self.gate.admit(&stream, address.ip(), door) else {
             return;
         };
         let load = |index: usize| self.peers[index].connections.load(Ordering::Relaxed);
@@ -230,23 +253,50 @@ impl Accept {
         let index = if load(own) > load(least) { least } else { own };
         admitted.settle(Arc::clone(&self.peers), index);
         if index == own {
-            serve(Client { stream, address, admitted });
+            serve(Client { stream, address, door, admitted });
             return;
         }
         match stream.into_std() {
             // A closed inbox is a worker that drains: the connection is dropped.
             Ok(stream) => {
-                drop(self.peers[index].inbox.send(Handover { stream, address, admitted }));
+                drop(self.peers[index].inbox.send(Handover { stream, address, door, admitted }));
             }
             Err(error) => debug!(%error, "connection lost in hand-over"),
         }
     }
 }
 
+fn clone_all(
+    listeners: &[(Door, std::net::TcpListener)],
+) -> io::Result<Vec<(Door, std::net::TcpListener)>> {
+    listeners.iter().map(|(door, listener)| Ok((*door, listener.try_clone()?))).collect()
+}
+
+/// The listener for the present runtime.
+fn register(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+/// The next connection to any of the listeners.
+async fn accept_any(
+    listeners: &[(Door, TcpListener)],
+) -> (Door, io::Result<(TcpStream, SocketAddr)>) {
+    poll_fn(|cx| {
+        let accepted =
+            listeners.iter().find_map(|(door, listener)| match listener.poll_accept(cx) {
+                Poll::Ready(accepted) => Some((*door, accepted)),
+                Poll::Pending => None,
+            });
+        accepted.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
+}
+
 fn take_over(handover: Handover, serve: &impl Fn(Client)) {
-    let Handover { stream, address, admitted } = handover;
+    let Handover { stream, address, door, admitted } = handover;
     match TcpStream::from_std(stream) {
-        Ok(stream) => serve(Client { stream, address, admitted }),
+        Ok(stream) => serve(Client { stream, address, door, admitted }),
         Err(error) => debug!(%error, "connection lost in hand-over"),
     }
 }
@@ -265,7 +315,7 @@ impl Gate {
     }
 
     /// Counts the connection in, or refuses it.
-    fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr) -> Option<Admitted> {
+    fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr, door: Door) -> Option<Admitted> {
         let ip = ip.to_canonical();
         if !self.limits.networks.iter().any(|network| network.contains(&ip)) {
             debug!(client.addr = %ip, "client is outside CLIENT_NETWORKS");
@@ -281,7 +331,10 @@ impl Gate {
             return Some(admitted);
         };
         self.metrics.limited(exceeded);
-        self.tell(stream);
+        // Inside TLS there is nothing to be told.
+        if door == Door::Proxy {
+            self.tell(stream);
+        }
         None
     }
 

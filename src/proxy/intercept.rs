@@ -1,5 +1,5 @@
-//! CONNECT to an API host: TLS ends here, or there is none, and the inner
-//! requests are forwarded with the token.
+//! CONNECT to an API host, or TLS that names one: TLS ends here, or there is
+//! none, and the inner requests are forwarded with the token.
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,7 +32,7 @@ use crate::net::origin_form;
 
 /// Longest time until a client has begun, and until it has finished, its TLS
 /// handshake.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// First byte of a TLS connection: the content type `handshake`
 /// (RFC 8446 §5.1). No HTTP method starts with it.
@@ -41,12 +41,14 @@ const TLS_HANDSHAKE: u8 = 0x16;
 /// The tunnel that a client asked for.
 #[derive(Clone)]
 pub(super) struct Tunnelled {
-    /// Host of the CONNECT request, normalized.
+    /// Host of the CONNECT request or the SNI, normalized.
     pub(super) host: String,
-    /// Its port.
-    pub(super) port: u16,
+    /// The port of the CONNECT request; an SNI has none.
+    pub(super) port: Option<u16>,
     /// The API origin that it names.
     pub(super) origin: usize,
+    /// What the inner requests count as.
+    pub(super) route: Route,
 }
 
 impl Service {
@@ -67,13 +69,21 @@ impl Service {
             Ok(Err(error)) => return debug!(%error, client.addr = %client, "tunnel was not used"),
             Err(_) => return debug!(client.addr = %client, "tunnel was not used in time"),
         };
-        let route = |request, head| {
-            let (service, tunnelled) = (Rc::clone(self), &tunnelled);
-            async move { service.inner(request, head, tunnelled, client).await }
-        };
-        if first != TLS_HANDSHAKE {
-            return self.serve_http(stream, route).await;
+        if first == TLS_HANDSHAKE {
+            self.intercept_tls(stream, &tunnelled, client).await;
+        } else {
+            self.serve_inner(stream, &tunnelled, client).await;
         }
+    }
+
+    /// Ends TLS with the leaf of the tunnel's host, and serves what comes
+    /// inside.
+    pub(super) async fn intercept_tls(
+        self: &Rc<Self>,
+        stream: Rewound,
+        tunnelled: &Tunnelled,
+        client: SocketAddr,
+    ) {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
             return debug!(host = tunnelled.host, "no certificate for an API host");
         };
@@ -82,13 +92,24 @@ impl Service {
             () = self.drain().cancelled() => return,
         };
         match accepted {
-            Ok(Ok(stream)) => self.serve_http(stream, route).await,
+            Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
             Ok(Err(error)) => debug!(%error, client.addr = %client, "TLS with the client failed"),
             Err(_) => {
                 self.proxy.metrics.limited(Limit::HandshakeTime);
                 debug!(client.addr = %client, "TLS with the client took too long");
             }
         }
+    }
+
+    async fn serve_inner<I>(self: &Rc<Self>, stream: I, tunnelled: &Tunnelled, client: SocketAddr)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve_http(stream, |request, head| {
+            let service = Rc::clone(self);
+            async move { service.inner(request, head, tunnelled, client).await }
+        })
+        .await;
     }
 
     /// One request inside the tunnel.
@@ -107,7 +128,7 @@ impl Service {
         };
         let answer = answer.await;
         let answer = answer.unwrap_or_else(ProxyError::into_response);
-        self.note(Route::Intercept, &seen, &answer, started);
+        self.note(tunnelled.route, &seen, &answer, started);
         answer
     }
 
@@ -125,16 +146,19 @@ impl Service {
         let named = parts.uri.authority().cloned();
         let in_field =
             || parts.headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-        if let Some(named) = named.clone().or_else(in_field)
-            && !tunnelled.is(&named)
-        {
+        let authority = named.clone().or_else(in_field);
+        if authority.as_ref().is_some_and(|authority| !tunnelled.is(authority)) {
             return Err(ProxyError::Misdirected);
         }
         if named.is_some() {
             parts.uri = origin_form(&parts.uri);
         }
-        // The client's own spelling of the host stays; without one, ours.
-        let ours = named.is_some() || parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
+        // The client's own spelling of the host stays; without one, ours. A
+        // port behind an SNI is that of `SNI_LISTEN`, not the origin's.
+        let foreign_port =
+            tunnelled.port.is_none() && authority.is_some_and(|named| named.port().is_some());
+        let none = parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
+        let ours = named.is_some() || none || foreign_port;
         let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
         let upstream = self.api(tunnelled.origin);
         let outbound = Outbound { upstream, host, with_token: true };
@@ -144,7 +168,7 @@ impl Service {
 
 impl Tunnelled {
     fn is(&self, named: &Authority) -> bool {
-        let same_port = named.port_u16().is_none_or(|port| port == self.port);
+        let same_port = named.port_u16().is_none_or(|port| self.port.is_none_or(|p| p == port));
         same_port && normalize_host(named.host()) == self.host
     }
 }
@@ -169,6 +193,11 @@ pub(super) struct Rewound {
 }
 
 impl Rewound {
+    /// A `stream` that begins with what was read from it before.
+    pub(super) fn new(early: Bytes, stream: TcpStream) -> Self {
+        Self { early, stream }
+    }
+
     /// Takes the socket back from hyper.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The life of a request: from a client's connection to its answer.
 //!
-//! `service` picks the route; `tunnel` copies bytes, `intercept` ends TLS and
-//! hands the inner requests on, `forward` sends a request with the token,
+//! `service` picks the route, `sni` does where no HTTP comes before TLS;
+//! `tunnel` copies bytes, `intercept` ends TLS and hands the inner requests on, `forward` sends a request with the token,
 //! holds it when the token is refused, and replays it. Each request passes
 //! each of these files once.
 //!
@@ -24,6 +24,7 @@ mod intercept;
 mod origins;
 mod replay;
 mod service;
+mod sni;
 mod tunnel;
 
 use std::sync::Arc;

@@ -10,6 +10,9 @@ use crate::config::{ApiOrigin, normalize_host};
 /// goes on over TLS.
 const PLAIN_PORT: u16 = 80;
 
+/// Port of https.
+const TLS_PORT: u16 = 443;
+
 /// The API origins.
 pub struct Origins(Vec<Entry>);
 
@@ -40,6 +43,12 @@ impl Origins {
     pub(super) fn by_address(&self, host: &str, port: u16) -> Option<usize> {
         let exact = self.position(|origin| origin.host == host && origin.port == port);
         exact.or_else(|| self.by_host(host).filter(|_| port == PLAIN_PORT))
+    }
+
+    /// The origin that `host` (normalized) alone leads to: the one on the port
+    /// of https, if there are several.
+    pub(super) fn by_name(&self, host: &str) -> Option<usize> {
+        self.by_address(host, TLS_PORT).or_else(|| self.by_host(host))
     }
 
     /// The origin that the gateway maps a request to: by `Host`, or else by
@@ -97,6 +106,16 @@ mod tests {
         assert_eq!(origins().by_address("agr.test", 8443), None);
         assert_eq!(origins().by_address("gate.test", 8443), Some(2));
         assert_eq!(origins().by_address("www.test", 443), None);
+    }
+
+    #[test]
+    fn a_name_alone_leads_to_the_port_of_https_first() {
+        let origin = |port| ApiOrigin { host: "a.test".into(), port, prefix: format!("/{port}") };
+        let by_name =
+            |ports: [u16; 2]| Origins::new(ports.map(origin).into()).unwrap().by_name("a.test");
+        assert_eq!(by_name([8443, 443]), Some(1));
+        assert_eq!(by_name([8443, 9443]), Some(0));
+        assert_eq!(origins().by_name("www.test"), None);
     }
 
     #[test]

@@ -24,12 +24,12 @@ use super::credentials::{presents, without_basic};
 use super::error::ProxyError;
 use super::forward::Outbound;
 use super::head::HeadWatch;
-use super::intercept::Tunnelled;
+use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::metrics::{Limit, Route, Shard};
-use crate::net::{Client, Reach, Upstream, UpstreamKey, Worker};
+use crate::net::{Client, Door, Reach, Upstream, UpstreamKey, Worker};
 
 /// Longest rest of a client's connection.
 const CLIENT_IDLE: Duration = Duration::from_secs(90);
@@ -107,20 +107,31 @@ impl Service {
     /// Serves a client's connection to its end.
     pub async fn serve(self: Rc<Self>, client: Client) {
         let _open = Open::new(&self.shard);
-        let Client { stream, address, admitted } = client;
+        let Client { stream, address, door, admitted } = client;
+        match door {
+            Door::Proxy => self.serve_proxy(stream, address).await,
+            Door::Sni => self.serve_sni(stream, address).await,
+        }
+        drop(admitted);
+    }
+
+    /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
+    async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let next = Rc::new(RefCell::new(None));
         self.serve_http(stream, |request, head| {
-            let (service, next) = (Rc::clone(&self), Rc::clone(&next));
+            let (service, next) = (Rc::clone(self), Rc::clone(&next));
             async move { service.outer(request, head, address, &next).await }
         })
         .await;
         let upgrade = next.take();
         match upgrade {
             Some((on, Next::Intercept(tunnelled))) => self.intercept(on, tunnelled, address).await,
-            Some((on, Next::Tunnel(upstream))) => self.tunnel(on, upstream).await,
+            Some((on, Next::Tunnel(upstream))) => match Rewound::from_upgrade(on).await {
+                Ok(client) => self.tunnel(client, upstream).await,
+                Err(error) => debug!(%error, "tunnel was not used"),
+            },
             None => {}
         }
-        drop(admitted);
     }
 
     /// Serves HTTP on `stream` with `route`, until it ends or the drain
@@ -219,7 +230,8 @@ impl Service {
         log(route, seen, answer, started);
     }
 
-    fn count(&self, route: Route, answer: &Answer, started: Instant) {
+    /// Counts an answer.
+    pub(super) fn count(&self, route: Route, answer: &Answer, started: Instant) {
         self.shard.request(route, answer.status().as_u16(), started.elapsed());
     }
 
@@ -236,7 +248,8 @@ impl Service {
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
             route.set(Route::Intercept);
-            return Ok(Next::Intercept(Tunnelled { host, port, origin }));
+            let (port, route) = (Some(port), Route::Intercept);
+            return Ok(Next::Intercept(Tunnelled { host, port, origin, route }));
         }
         let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await?;
         Ok(Next::Tunnel(upstream))

@@ -1,9 +1,8 @@
-//! CONNECT to any other host: bytes are copied both ways, nothing is parsed.
+//! The way to any other host: bytes are copied both ways, nothing is parsed.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
@@ -25,11 +24,7 @@ const BUFFER: usize = 64 * 1024;
 
 impl Service {
     /// Copies until both sides have ended, or nothing moves any more.
-    pub(super) async fn tunnel(&self, on_upgrade: OnUpgrade, upstream: TcpStream) {
-        let client = match Rewound::from_upgrade(on_upgrade).await {
-            Ok(client) => client,
-            Err(error) => return debug!(%error, "tunnel was not used"),
-        };
+    pub(super) async fn tunnel(&self, client: Rewound, upstream: TcpStream) {
         let last = Cell::new(Instant::now());
         // What moves was read from one of the two.
         let note = |_: &[u8]| last.set(Instant::now());

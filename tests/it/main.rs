@@ -24,6 +24,7 @@ mod refusal;
 mod replay;
 mod routes;
 mod secrets;
+mod sni;
 mod sources;
 mod stores;
 mod streams;

@@ -70,6 +70,22 @@ pub(crate) fn connector(trusted: &Path, alpn: &[&[u8]]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
+/// The ClientHello of a client that wants `name`; an IP literal gives none with SNI.
+pub(crate) fn client_hello(name: &str) -> Vec<u8> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut hello = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut hello).unwrap();
+    }
+    hello
+}
+
 /// Speaks TLS to `name` over a stream that is already open.
 pub(crate) async fn handshake(
     io: Box<dyn Duplex>,

@@ -200,6 +200,12 @@ impl World {
             .expect("a handshake with the sidecar's leaf")
     }
 
+    /// TLS straight to `SNI_LISTEN`, as a client does whom an alias has led there.
+    pub(crate) async fn by_sni(&self, name: &str) -> Session {
+        let wire = Wire::connect(self.sidecar.sni()).await;
+        Session { wire: self.tls_over(wire, name).await, way: Way::Intercept }
+    }
+
     /// An open connection by `way`.
     pub(crate) async fn open(&self, way: Way) -> Session {
         let wire = match way {

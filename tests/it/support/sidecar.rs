@@ -67,6 +67,7 @@ pub(crate) struct Sidecar {
     seen: watch::Receiver<usize>,
     proxy: SocketAddr,
     admin: SocketAddr,
+    sni: Option<SocketAddr>,
 }
 
 impl Sidecar {
@@ -88,12 +89,13 @@ impl Sidecar {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut sidecar = Self { child, lines, seen, proxy: nowhere, admin: nowhere };
+        let mut sidecar = Self { child, lines, seen, proxy: nowhere, admin: nowhere, sni: None };
         let listening = sidecar.logged("listening").await;
         let addr = |field: &str| {
             listening[field].as_str().and_then(|addr| addr.parse().ok()).expect("an address")
         };
         (sidecar.proxy, sidecar.admin) = (addr("proxy"), addr("admin"));
+        sidecar.sni = listening["sni"].as_str().map(|addr| addr.parse().unwrap());
         sidecar
     }
 
@@ -103,6 +105,11 @@ impl Sidecar {
 
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Where it takes TLS by SNI.
+    pub(crate) fn sni(&self) -> SocketAddr {
+        self.sni.expect("a sidecar with SNI_LISTEN")
     }
 
     /// The log so far.
