@@ -44,7 +44,7 @@ impl Proxy {
             () = sleep_until(end) => Err(ProxyError::HoldTimeout {
                 limit,
                 status: self.settings.retry_status,
-                retry_after: self.refresher.retry_after(),
+                retry_after: self.refresher.expected_wait(),
             }),
         }
     }

@@ -10,13 +10,21 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use super::lock;
 
-type Slot<T> = Mutex<Option<watch::Sender<Option<T>>>>;
+type Slot<T> = Mutex<Option<Task<T>>>;
+
+/// The task in flight.
+struct Task<T> {
+    outcome: watch::Sender<Option<T>>,
+    started: Instant,
+}
 
 /// One task at a time, with an outcome that all its waiters share.
 pub(super) struct Coalesce<T> {
@@ -55,6 +63,11 @@ impl<T: Clone + Send + Sync + 'static> Coalesce<T> {
         lock(&self.slot).is_some()
     }
 
+    /// How long the task in flight has lasted; `None` without one.
+    pub(super) fn running_for(&self) -> Option<Duration> {
+        lock(&self.slot).as_ref().map(|task| task.started.elapsed())
+    }
+
     /// Settles by `look`, else joins the task in flight, else starts one.
     ///
     /// `look` is told whether a task is in flight. It and `start` are called
@@ -71,12 +84,12 @@ impl<T: Clone + Send + Sync + 'static> Coalesce<T> {
         if let Some(settled) = look(slot.is_some()) {
             return Entered::Settled(settled);
         }
-        if let Some(flight) = slot.as_ref() {
-            return Entered::Joined(Flight(flight.subscribe()));
+        if let Some(task) = slot.as_ref() {
+            return Entered::Joined(Flight(task.outcome.subscribe()));
         }
         let (sender, receiver) = watch::channel(None);
         let work = start();
-        *slot = Some(sender.clone());
+        *slot = Some(Task { outcome: sender.clone(), started: Instant::now() });
         // Unlocked before it is spawned: a runtime that is shutting down
         // drops the task at once, and the landing takes the lock.
         drop(slot);
@@ -126,7 +139,6 @@ impl<T> Drop for Landing<T> {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
 
     use super::*;
 
@@ -154,10 +166,13 @@ mod tests {
             })
             .collect();
         assert!(coalesce.is_running());
+        tokio::time::advance(Duration::from_millis(400)).await;
+        assert_eq!(coalesce.running_for(), Some(Duration::from_millis(400)));
         for flight in flights {
             assert_eq!(flight.outcome().await, Some(1));
         }
         assert!(!coalesce.is_running());
+        assert_eq!(coalesce.running_for(), None);
     }
 
     #[tokio::test]

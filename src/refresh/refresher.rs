@@ -28,6 +28,8 @@ use crate::token::{Candidate, Clock, Cookies, Generation, Published, Token, Toke
 
 /// The least that a client is told to wait.
 const LEAST_RETRY: Duration = Duration::from_secs(1);
+/// The most that a client is told to wait for a run in flight.
+const MOST_EXPECTED: Duration = Duration::from_secs(10);
 
 /// What the refresher shares with the rest of the process.
 #[derive(Clone)]
@@ -241,6 +243,16 @@ impl Refresher {
         let now = Instant::now();
         let until = self.schedule().held_until(now);
         until.map_or(LEAST_RETRY, |until| (until - now).max(LEAST_RETRY))
+    }
+
+    /// The time that the run in flight may still take: as long again as it
+    /// has lasted, from 1 s to 10 s; without one the least.
+    ///
+    /// A client with a fixed number of tries gets so much further with each
+    /// as the run proves slow.
+    pub fn expected_wait(&self) -> Duration {
+        let lasted = self.runs.running_for().unwrap_or_default();
+        lasted.clamp(LEAST_RETRY, MOST_EXPECTED)
     }
 
     /// A token newer than `older`: one that is there, or that of the run in
