@@ -5,9 +5,13 @@
 #   tests/run.sh --no-install    installs nothing; tests whose tools are missing are skipped or say so
 #   tests/run.sh --install-only  installs, runs nothing
 #   tests/run.sh -- refusal      the rest goes to the test binaries: a filter, --nocapture, …
+#   tests/run.sh -- --ignored --skip soak       the slow ones: old clients at their full time-outs
+#   tests/run.sh -- --ignored --nocapture soak  parsers for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
 #
-# Needed: redis-server, curl, openssl and python3 with venv, all by apt-get as root or by sudo. The Python clients
-# (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
+# Needed: redis-server, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
+# module, Node (18 or later) and a JDK; for clients behind an alias libnss-wrapper and the right to listen on port 443.
+# What is missing comes by apt-get, as root or by sudo. The Python clients (tests/clients/requirements.txt) go to .venv,
+# or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -32,6 +36,13 @@ missing_packages() {
   command -v openssl >/dev/null || echo openssl
   command -v python3 >/dev/null || echo python3
   python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+  command -v go >/dev/null || echo golang-go
+  command -v php >/dev/null || echo php-cli
+  php -r 'exit((int) !function_exists("curl_init"));' 2>/dev/null || echo php-curl
+  command -v node >/dev/null || echo nodejs
+  # A library that is not there is only complained about.
+  [ -z "$(LD_PRELOAD=libnss_wrapper.so env true 2>&1)" ] || echo libnss-wrapper
+  command -v javac >/dev/null && command -v keytool >/dev/null || echo default-jdk-headless
 }
 
 install_packages() {

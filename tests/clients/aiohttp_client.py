@@ -6,7 +6,7 @@ import sys
 import aiohttp
 
 api, count = sys.argv[1], int(sys.argv[3])
-url = f"https://{api}/web/api/v2/aiohttp"
+url = f"{api}/aiohttp"
 
 
 async def ask(session, number):

@@ -6,7 +6,7 @@ import sys
 import httpx
 
 api, count = sys.argv[1], int(sys.argv[3])
-url = f"https://{api}/web/api/v2/httpx"
+url = f"{api}/httpx"
 
 
 async def asynchronous(numbers):

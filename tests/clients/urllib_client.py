@@ -6,7 +6,7 @@ import urllib.request
 
 api, count = sys.argv[1], int(sys.argv[3])
 for number in range(count):
-    request = urllib.request.Request(f"https://{api}/web/api/v2/urllib/{number}")
+    request = urllib.request.Request(f"{api}/urllib/{number}")
     if number % 2:
         request.data = json.dumps({"id": number}).encode()
         request.add_header("Content-Type", "application/json")

@@ -6,6 +6,7 @@ pub(crate) mod dns;
 pub(crate) mod http;
 pub(crate) mod origin;
 pub(crate) mod parent;
+pub(crate) mod parser;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
 pub(crate) mod solver;

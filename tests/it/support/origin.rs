@@ -506,6 +506,9 @@ impl Talk {
 
     fn die_if_due(&self, request: &Recorded) {
         let due = &self.shared.settings.lock().unwrap().deaths;
+        if due.is_empty() {
+            return;
+        }
         let requests = self.shared.requests.lock().unwrap();
         let count = requests.iter().filter(|request| !request.is_ours()).count();
         if !request.is_ours() && due.contains(&count) {

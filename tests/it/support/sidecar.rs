@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -37,12 +38,17 @@ pub(crate) async fn run(arguments: &[&str], variables: &Variables, dir: &Path) -
 
 /// Runs a command to its end off the runtime's threads, so that the stand-ins go on answering.
 /// One that does not end is killed, and what it said is shown.
-pub(crate) async fn output(mut command: Command) -> Output {
+pub(crate) async fn output(command: Command) -> Output {
+    output_within(PATIENCE * 2, command).await
+}
+
+/// The same with a time of its own.
+pub(crate) async fn output_within(patience: Duration, mut command: Command) -> Output {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     let pid = Pid::from_child(&child);
     let mut run = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
-    if let Ok(output) = tokio::time::timeout(PATIENCE * 2, &mut run).await {
+    if let Ok(output) = tokio::time::timeout(patience, &mut run).await {
         return output.unwrap();
     }
     let _ = kill_process(pid, Signal::KILL);

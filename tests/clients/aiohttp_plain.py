@@ -1,18 +1,18 @@
-"""An API client that ignores proxies and is led by its base URL alone (`CHITAI_GOROD_API_URL`)."""
+"""A parser on `aiohttp` without `trust_env`: it ignores proxies and knows its base URL alone."""
 
 import asyncio
 import sys
 
 import aiohttp
 
-base, count = sys.argv[1], int(sys.argv[2])
+api, count = sys.argv[1], int(sys.argv[3])
 
 
 async def main():
     for number in range(count):
-        timeout = aiohttp.ClientTimeout(total=15)
+        timeout = aiohttp.ClientTimeout(total=20)
         async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.get(f"{base}/gateway/{number}") as answer:
+            async with session.get(f"{api}/aiohttp/{number}") as answer:
                 await answer.read()
                 print("status", answer.status, flush=True)
 
