@@ -25,6 +25,7 @@ mod replay;
 mod routes;
 mod secrets;
 mod sni;
+mod soak;
 mod sources;
 mod stores;
 mod streams;
