@@ -1,14 +1,13 @@
 //! The commands' side of the admin port.
 
 use std::error::Error;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder};
 
 use super::fail;
-use crate::config::Config;
+use crate::config::{Config, reachable};
 
 /// Longest wait for a health check's answer.
 const HEALTH_LIMIT: Duration = Duration::from_secs(5);
@@ -56,14 +55,4 @@ pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
 /// What is at the bottom of it: connection refused, mostly.
 fn root_cause(error: &dyn Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
-}
-
-/// An address to connect to for one to listen on.
-fn reachable(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
 }

@@ -3,6 +3,7 @@
 mod ca;
 mod client;
 mod demo;
+mod env;
 mod refresh;
 mod run;
 mod token;
@@ -52,6 +53,12 @@ enum Command {
         #[arg(long)]
         renew: bool,
     },
+    /// Print the variables that a parser needs to go through the sidecar.
+    Env {
+        /// Whom they are for.
+        #[arg(long, value_enum, default_value = "shell")]
+        format: env::Format,
+    },
     /// Ask the running sidecar whether it lives; exit code 0 if so.
     Healthcheck {
         /// Ask whether it has a usable token, too.
@@ -97,6 +104,7 @@ impl Command {
             Self::Refresh => refresh::execute(&config).await,
             Self::Token { reveal } => token::execute(&config, reveal).await,
             Self::Ca { renew } => ca::execute(&config, renew),
+            Self::Env { format } => Ok(env::execute(&config, format)),
             Self::Healthcheck { ready } => Ok(client::healthcheck(&config, ready).await),
         }
     }

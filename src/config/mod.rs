@@ -13,6 +13,7 @@
 //! - Variables of other programs are ignored; a near miss of one of ours is
 //!   reported by [`Env::near_misses`].
 
+mod advertise;
 mod env;
 mod origin;
 mod parent;
@@ -29,6 +30,7 @@ use http::{StatusCode, Uri};
 use ipnet::IpNet;
 use thiserror::Error;
 
+pub use advertise::{Advertise, reachable};
 pub use env::Env;
 pub use origin::{ApiOrigin, normalize_host};
 pub use parent::ParentProxy;
@@ -74,6 +76,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// Who may use the proxy, and where it may lead.
     pub access: Access,
+    /// What parsers are told.
+    pub advertise: Advertise,
     /// Log filter and format.
     pub log: Log,
 }
@@ -292,14 +296,16 @@ impl Config {
                 "does not go with PROXY_AUTH: a client that comes by SNI cannot present credentials",
             ));
         }
+        let ca = Ca::from_env(env);
         Ok(Self {
+            advertise: Advertise::from_env(env, listen.proxy, &ca.trust_dir)?,
             listen,
             api: Api::from_env(env)?,
             authorization: Authorization::from_env(env)?,
             refresh: Refresh::from_env(env)?,
             stores: Stores::from_env(env)?,
             limits: Limits::from_env(env)?,
-            ca: Ca::from_env(env),
+            ca,
             upstream,
             access,
             log: Log::from_env(env)?,

@@ -115,6 +115,16 @@ pub const VARIABLES: &[Variable] = &[
         "",
         "bearer token for every POST on the admin port; without one, POSTs only from loopback",
     ),
+    var(
+        "ADVERTISE_URL",
+        "",
+        "the proxy as parsers reach it, http://host:port, for `env`; default: PROXY_LISTEN",
+    ),
+    var(
+        "ADVERTISE_TRUST_DIR",
+        "",
+        "TRUST_DIR as parsers see it, an absolute path, for `env`; default: TRUST_DIR",
+    ),
     var("DRAIN_TIMEOUT", "30s", "longest time that running answers get after SIGTERM"),
     var("RUST_LOG", "info", "log filter"),
     var("LOG_FORMAT", "text", "text or json"),

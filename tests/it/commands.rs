@@ -11,7 +11,7 @@ use crate::support::token::{Jwt, fingerprint};
 use crate::support::{Stage, World};
 
 /// Every variable that the program has.
-const VARIABLES: [&str; 46] = [
+const VARIABLES: [&str; 48] = [
     "PROXY_LISTEN",
     "ADMIN_LISTEN",
     "WORKERS",
@@ -55,6 +55,8 @@ const VARIABLES: [&str; 46] = [
     "CLIENT_NETWORKS",
     "PROXY_AUTH",
     "ADMIN_TOKEN",
+    "ADVERTISE_URL",
+    "ADVERTISE_TRUST_DIR",
     "DRAIN_TIMEOUT",
     "RUST_LOG",
     "LOG_FORMAT",
@@ -76,7 +78,7 @@ async fn help_lists_every_variable_and_command() {
     let help = stdout(&output);
     let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| !help.contains(name)).collect();
     assert!(missing.is_empty(), "not in --help: {missing:?}");
-    for name in ["run", "demo", "refresh", "token", "ca", "healthcheck"] {
+    for name in ["run", "demo", "refresh", "token", "ca", "env", "healthcheck"] {
         assert!(help.contains(name), "{name} is not in --help");
     }
 }
@@ -125,6 +127,8 @@ async fn bad_setting_ends_the_start_with_one_line_that_names_it() {
         ("UPSTREAM_TIMEOUT", "x"),
         ("UPSTREAM_CA_FILE", "/does/not/exist.pem"),
         ("ALLOW_HOSTS", "10.0.0.0/99"),
+        ("ADVERTISE_URL", "https://proxy:8080"),
+        ("ADVERTISE_TRUST_DIR", "certs"),
         ("DRAIN_TIMEOUT", "x"),
         ("LOG_FORMAT", "xml"),
     ];

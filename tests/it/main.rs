@@ -12,6 +12,7 @@ mod authority;
 mod authorization;
 mod clients;
 mod commands;
+mod commands_env;
 mod dns;
 mod documents;
 mod drain;
