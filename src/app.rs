@@ -230,6 +230,37 @@ pub async fn stored_tokens(config: &Config) -> Result<Vec<StoredToken>, AppError
     Ok(stored)
 }
 
+/// The parts of a sidecar, for asking them one by one. They publish, save and
+/// make nothing.
+pub struct Probes {
+    /// How upstreams are reached.
+    pub dialer: Arc<Dialer>,
+    /// Verifier and sources; it has no stores.
+    pub refresher: Arc<Refresher>,
+    /// The keys in Redis, if it is set.
+    pub redis: Option<RedisStore>,
+    /// The line in the env file.
+    pub env_file: EnvFile,
+}
+
+impl Probes {
+    /// Builds the parts as a sidecar has them. Does no I/O but reading the
+    /// files that the settings name.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`] for settings that cannot be used.
+    pub fn new(config: &Config) -> Result<Self, AppError> {
+        let core = Core::new(config, vec![config.listen.proxy, config.listen.admin])?;
+        Ok(Self {
+            refresher: core.refresher(config, None)?,
+            dialer: core.dialer,
+            redis: redis_store(&config.stores)?,
+            env_file: env_file(&config.stores),
+        })
+    }
+}
+
 /// The CA and what goes with it.
 struct Trust {
     leaves: Leaves,

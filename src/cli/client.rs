@@ -53,6 +53,6 @@ pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
 }
 
 /// What is at the bottom of it: connection refused, mostly.
-fn root_cause(error: &dyn Error) -> String {
+pub(super) fn root_cause(error: &dyn Error) -> String {
     error.source().map_or_else(|| error.to_string(), root_cause)
 }

@@ -3,6 +3,7 @@
 mod ca;
 mod client;
 mod demo;
+mod doctor;
 mod env;
 mod refresh;
 mod run;
@@ -59,6 +60,15 @@ enum Command {
         #[arg(long, value_enum, default_value = "shell")]
         format: env::Format,
     },
+    /// Check each dependency and the whole path, and say what to do; changes nothing.
+    Doctor {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Ask the sources for a token, too; it is verified and thrown away.
+        #[arg(long)]
+        solve: bool,
+    },
     /// Ask the running sidecar whether it lives; exit code 0 if so.
     Healthcheck {
         /// Ask whether it has a usable token, too.
@@ -104,6 +114,9 @@ impl Command {
             Self::Refresh => refresh::execute(&config).await,
             Self::Token { reveal } => token::execute(&config, reveal).await,
             Self::Ca { renew } => ca::execute(&config, renew),
+            Self::Doctor { json, solve } => {
+                doctor::execute(config, &env, doctor::Options { json, solve }).await
+            }
             Self::Env { format } => Ok(env::execute(&config, format)),
             Self::Healthcheck { ready } => Ok(client::healthcheck(&config, ready).await),
         }

@@ -71,10 +71,15 @@ impl FlareSolverr {
         timeout(limit, self.call()).await.unwrap_or(Err(SourceError::TimedOut(limit)))
     }
 
-    /// Whether it answers again; starts no browser. Lasts at most 55 s.
-    pub(super) async fn answers(&self) -> bool {
-        let asked = self.client.get(self.health.clone()).timeout(HEALTH_TIMEOUT).send().await;
-        asked.is_ok_and(|response| !response.status().is_server_error())
+    /// Asks whether it is well; starts no browser. Lasts at most 55 s.
+    pub(super) async fn health(&self) -> Result<(), SourceError> {
+        let request = self.client.get(self.health.clone()).timeout(HEALTH_TIMEOUT);
+        let status = request.send().await.map_err(unreachable)?.status();
+        if status.is_server_error() {
+            let message = "it is not well".to_owned();
+            return Err(SourceError::Failed { status: status.as_u16(), message });
+        }
+        Ok(())
     }
 
     async fn call(&self) -> Result<Found, SourceError> {
@@ -174,7 +179,7 @@ mod tests {
         assert!(matches!(error, SourceError::Unreachable(_)), "{error}");
         assert!(error.to_string().contains("refused"), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
-        assert!(!solver.answers().await);
+        assert!(solver.health().await.is_err());
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ mod direct;
 mod error;
 mod flaresolverr;
 mod judge;
+mod probe;
 mod refresher;
 mod run;
 mod schedule;
@@ -46,10 +47,13 @@ use tokio::time::Instant;
 use url::Url;
 
 pub use error::{RefreshError, SourceError, SourceFailure};
+pub use probe::{Judgement, Rehearsal};
 pub use refresher::{Parts, Refresher, SetupError};
 pub use status::{
     EnvFileStatus, RedisStatus, RefreshStatus, RunStatus, SourceStatus, VerifierStatus,
 };
+
+pub use verifier::Trust;
 
 use crate::config::SourceKind;
 use crate::token::{EnvFile, Generation, Published, RedisStore, Source, Token};

@@ -235,7 +235,8 @@ impl Refresher {
     }
 }
 
-fn candidate(found: &Found, source: SourceKind) -> Candidate {
+/// What a source gave, as it goes to the verifier.
+pub(super) fn candidate(found: &Found, source: SourceKind) -> Candidate {
     let clearance = Clearance::new(found.cookies.clone(), found.user_agent.as_deref());
     Candidate::new(found.token.clone(), source.into()).with_clearance(Arc::new(clearance), false)
 }

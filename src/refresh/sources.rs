@@ -113,9 +113,14 @@ impl Sources {
 
     /// Whether FlareSolverr answers its health check. Lasts at most 55 s.
     pub(super) async fn solver_answers(&self) -> bool {
+        self.solver_health().await.is_some_and(|health| health.is_ok())
+    }
+
+    /// FlareSolverr's health; `None` where it is no source. Lasts at most 55 s.
+    pub(super) async fn solver_health(&self) -> Option<Result<(), SourceError>> {
         match &self.solver {
-            Some(solver) => solver.client.answers().await,
-            None => false,
+            Some(solver) => Some(solver.client.health().await),
+            None => None,
         }
     }
 

@@ -83,7 +83,7 @@ impl Finding {
 
 /// What the calibration found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
+pub enum Trust {
     /// Not calibrated yet; its 200 and 401 count meanwhile.
     Pending,
     /// Without a token it says 401.

@@ -137,6 +137,15 @@ impl Authority {
         }
     }
 
+    /// Whether it may vouch for all `hosts` at `now`. Reads and writes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError::Expired`], [`TlsError::NotCovered`] or [`TlsError::BadHost`].
+    pub fn vouches_for(&self, hosts: &[String], now: SystemTime) -> Result<(), TlsError> {
+        self.check_scope(&Host::parse_all(hosts)?, now)
+    }
+
     /// The certificate in DER form.
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
         &self.certificate
@@ -175,8 +184,7 @@ impl Authority {
     }
 
     fn check(&self, hosts: &[Host], now: SystemTime) -> Result<(), TlsError> {
-        self.check_time(now)?;
-        hosts.iter().try_for_each(|host| self.check_host(host))?;
+        self.check_scope(hosts, now)?;
         self.paths.warn_of_open_key();
         let path = self.paths.certificate.display();
         let not_after = self.facts.not_after;
@@ -188,6 +196,11 @@ impl Authority {
             warn!(%path, "CA is not valid yet, check the clock");
         }
         Ok(())
+    }
+
+    fn check_scope(&self, hosts: &[Host], now: SystemTime) -> Result<(), TlsError> {
+        self.check_time(now)?;
+        hosts.iter().try_for_each(|host| self.check_host(host))
     }
 
     /// Makes what is missing: a key, and a certificate from the key that is on disk then.

@@ -25,7 +25,7 @@ pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
 pub use error::StoreError;
 pub use jwt::TokenError;
-pub use redis::{RedisStore, Stored};
+pub use redis::{RedisFacts, RedisStore, Stored};
 
 use jwt::Claims;
 

@@ -78,7 +78,7 @@ async fn help_lists_every_variable_and_command() {
     let help = stdout(&output);
     let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| !help.contains(name)).collect();
     assert!(missing.is_empty(), "not in --help: {missing:?}");
-    for name in ["run", "demo", "refresh", "token", "ca", "env", "healthcheck"] {
+    for name in ["run", "demo", "refresh", "token", "ca", "doctor", "env", "healthcheck"] {
         assert!(help.contains(name), "{name} is not in --help");
     }
 }

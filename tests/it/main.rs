@@ -14,6 +14,7 @@ mod clients;
 mod commands;
 mod commands_env;
 mod dns;
+mod doctor;
 mod documents;
 mod drain;
 mod fidelity;

@@ -11,6 +11,7 @@
 //! - No operation lasts much longer than a second, and none panics.
 
 mod link;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,8 @@ use tracing::warn;
 use super::{Clearance, Cookies, Published, StoreError, Timestamp, Token};
 use crate::config::RedisSettings;
 use link::Link;
+
+pub use probe::RedisFacts;
 
 /// The cookie from which older programs read the token.
 const TOKEN_COOKIE: &str = "access-token";

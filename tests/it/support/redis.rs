@@ -130,6 +130,26 @@ impl Redis {
         let (): () = self.connect().await.unwrap().del(key).await.unwrap();
     }
 
+    /// Makes it a replica of a server that does not exist.
+    pub(crate) async fn become_replica(&self) {
+        let mut connection = self.connect().await.unwrap();
+        let mut command = redis::cmd("REPLICAOF");
+        let (): () = command.arg("127.0.0.1").arg(1).query_async(&mut connection).await.unwrap();
+    }
+
+    /// Every key with its value, in order.
+    pub(crate) async fn contents(&self) -> Vec<(String, String)> {
+        let mut connection = self.connect().await.unwrap();
+        let mut keys: Vec<String> = connection.keys("*").await.unwrap();
+        keys.sort();
+        let mut contents = Vec::new();
+        for key in keys {
+            let value = connection.get(&key).await.unwrap();
+            contents.push((key, value));
+        }
+        contents
+    }
+
     /// Seconds that `key` has left.
     pub(crate) async fn ttl(&self, key: &str) -> i64 {
         self.connect().await.unwrap().ttl(key).await.unwrap()

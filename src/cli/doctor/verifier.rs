@@ -1,0 +1,85 @@
+//! The verifier, and what it thinks of the stored token.
+
+use super::report::Check;
+use super::{Patient, now};
+use crate::refresh::{Judgement, Trust};
+use crate::token::{Clearance, Token};
+
+const SET: &str =
+    "set VERIFY_URL to an address that answers 200 with a good token and 401 without one";
+
+/// Calibrates the verifier, then has it judge the stored token.
+pub(super) async fn examine(patient: &Patient) -> Vec<Check> {
+    let calibrated = calibration(patient).await;
+    vec![calibrated, stored_token(patient).await]
+}
+
+async fn calibration(patient: &Patient) -> Check {
+    let tried = "VERIFY_URL without a token";
+    match patient.probes.refresher.probe_verifier().await {
+        Trust::Trusted => Check::ok("verifier", tried, "HTTP 401, as it should"),
+        Trust::Blind => {
+            let found = "HTTP 200: it cannot tell a good token from a bad one";
+            Check::warning("verifier", tried, found, SET)
+        }
+        Trust::Pending => {
+            let found = "neither 401 nor 200: no telling whether it can tell tokens apart";
+            Check::warning("verifier", tried, found, SET)
+        }
+    }
+}
+
+async fn stored_token(patient: &Patient) -> Check {
+    let Some((token, clearance)) = newest(patient).await else {
+        let advice = "start the sidecar, or `token-sidecar refresh`";
+        return Check::warning(
+            "token",
+            "VERIFY_URL with the stored token",
+            "there is none",
+            advice,
+        );
+    };
+    let tried = format!("VERIFY_URL with the stored token {}", token.fingerprint());
+    match patient.probes.refresher.probe_token(&token, &clearance).await {
+        Judgement::Good => Check::ok("token", tried, "the API takes it"),
+        Judgement::Cleared => Check::ok("token", tried, "the API takes it with its clearance"),
+        Judgement::Bad => {
+            Check::failed("token", tried, "the API refuses it", "`token-sidecar refresh`")
+        }
+        Judgement::Walled => {
+            let advice =
+                "the next refresh by FlareSolverr brings a clearance: `token-sidecar refresh`";
+            Check::failed("token", tried, "the anti-bot wall is in between", advice)
+        }
+        Judgement::Unknown => {
+            Check::warning("token", tried, "no telling", "see the verifier above")
+        }
+    }
+}
+
+/// Whether a sidecar with the token of this fingerprint would have to renew
+/// it. A token that is not in the stores is not known to be refused.
+pub(super) async fn refuses(patient: &Patient, fingerprint: &str) -> bool {
+    let Some((token, clearance)) = newest(patient).await else {
+        return false;
+    };
+    token.fingerprint().to_string() == fingerprint
+        && matches!(
+            patient.probes.refresher.probe_token(&token, &clearance).await,
+            Judgement::Bad | Judgement::Walled
+        )
+}
+
+/// The live token that was issued last, of those in the stores.
+async fn newest(patient: &Patient) -> Option<(Token, Clearance)> {
+    let in_redis = match &patient.probes.redis {
+        Some(redis) => redis.load().await.ok().flatten(),
+        None => None,
+    };
+    let in_redis = in_redis.map(|stored| (stored.token, stored.clearance));
+    let in_file = patient.probes.env_file.load().ok().flatten();
+    let in_file = in_file.map(|token| (token, Clearance::default()));
+    let found = [in_file, in_redis].into_iter().flatten();
+    // Of two that are the same, the one with its clearance.
+    found.filter(|(token, _)| token.is_live(now())).max_by_key(|(token, _)| token.issued_at())
+}
