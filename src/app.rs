@@ -160,6 +160,7 @@ impl App {
         // A panic inside was logged; the process ends either way.
         let _ = tokio::task::spawn_blocking(move || workers.join()).await;
         release.abort();
+        self.refresher.close().await;
         self.stop_admin.cancel();
         let _ = self.admin.await;
         info!("stopped");
@@ -184,7 +185,9 @@ pub async fn refresh_once(
 ) -> Result<Result<Refreshed, crate::refresh::RefreshFailure>, AppError> {
     let core = Core::new(config, Vec::new())?;
     let refresher = core.refresher(config, None)?;
-    let published = match refresher.refresh_now().await {
+    let outcome = refresher.refresh_now().await;
+    refresher.close().await;
+    let published = match outcome {
         Ok(published) => published,
         Err(failure) => return Ok(Err(failure)),
     };
@@ -339,6 +342,7 @@ impl Core {
                 None => None,
             },
             solver_tls: (*solver_tls).clone(),
+            solver_proxy: config.upstream.proxy.clone(),
             source_patience: refresh.patience,
             solve_timeout: refresh.solve_timeout,
             refresh_every: refresh.every,

@@ -307,6 +307,7 @@ fn refresher(parts: Parts, api: Option<SocketAddr>) -> Arc<Refresher> {
         sources: api.map(|_| SourceKind::Direct).into_iter().collect(),
         flaresolverr_url: None,
         solver_tls: tls(),
+        solver_proxy: None,
         source_patience: Duration::from_secs(8),
         solve_timeout: Duration::from_secs(45),
         refresh_every: Duration::from_hours(1),

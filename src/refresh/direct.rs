@@ -128,6 +128,7 @@ fn set_cookies(headers: &HeaderMap) -> Vec<SolvedCookie> {
             name: cookie.name().to_owned(),
             value: cookie.value().to_owned(),
             at_root: cookie.path().is_none_or(|path| path == "/"),
+            expired: false,
         })
         .collect()
 }

@@ -94,6 +94,19 @@ pub enum SourceError {
     /// It took the request and did not answer.
     #[error("no answer within {}", humantime::format_duration(*.0))]
     TimedOut(Duration),
+    /// It answered that it is busy, and for how long it wants to be left alone.
+    #[error("HTTP {status}: {message}; it asks for a rest of {}", readable(*.rest))]
+    Busy {
+        /// The status of its answer, 429 or 503.
+        status: u16,
+        /// Its own words, cut.
+        message: String,
+        /// From its `Retry-After`, at most 10 min.
+        rest: Duration,
+    },
+    /// It was not asked, since it wants to be left alone so much longer.
+    #[error("not asked: it wants to be left alone for another {}", readable(*.0))]
+    Resting(Duration),
     /// It answered that it failed.
     #[error("HTTP {status}: {message}")]
     Failed {
@@ -116,6 +129,9 @@ pub enum SourceError {
     /// Its answer has no cookie of the wanted names.
     #[error("no cookie")]
     NoCookie,
+    /// The same, and what asking once more in a session led to.
+    #[error("no cookie; asked again in a session: {0}")]
+    NoCookieEither(Box<SourceError>),
     /// The cookie or field is there and holds no token.
     #[error("what it gave is no token")]
     NoToken,
@@ -142,7 +158,18 @@ impl SourceError {
     }
 
     fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::TimedOut(_))
+        match self {
+            Self::NoCookieEither(error) => error.is_unreachable(),
+            other => matches!(other, Self::Unreachable(_) | Self::TimedOut(_)),
+        }
+    }
+
+    /// The same failure with the rest that its answer asked for.
+    pub(super) fn with_rest(self, rest: Duration) -> Self {
+        match self {
+            Self::Failed { status, message } => Self::Busy { status, message, rest },
+            other => other,
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod probe;
 mod refresher;
 mod run;
 mod schedule;
+mod session;
 mod solution;
 mod sources;
 mod status;
@@ -55,7 +56,7 @@ pub use status::{
 
 pub use verifier::Trust;
 
-use crate::config::SourceKind;
+use crate::config::{ParentProxy, SourceKind};
 use crate::token::{EnvFile, Generation, Published, RedisStore, Source, Token};
 
 /// What the refresher has to know.
@@ -74,6 +75,9 @@ pub struct RefreshSettings {
     pub flaresolverr_url: Option<Url>,
     /// TLS for a FlareSolverr behind https.
     pub solver_tls: rustls::ClientConfig,
+    /// The parent proxy that FlareSolverr's browser uses: clearance is bound
+    /// to the address that it was got from.
+    pub solver_proxy: Option<ParentProxy>,
     /// When a slow source gets the next one beside it (`SOURCE_PATIENCE`).
     pub source_patience: Duration,
     /// FlareSolverr's `maxTimeout` (`SOLVE_TIMEOUT`).

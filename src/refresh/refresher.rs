@@ -238,6 +238,12 @@ impl Refresher {
         self.renew(self.generation(), Cause::ByHand).await
     }
 
+    /// To be called last: ends a solve that is under way and waits, for at most
+    /// 3 s, until it has left nothing open at the solver.
+    pub async fn close(&self) {
+        self.sources.close().await;
+    }
+
     /// The time until the next run may start, at least 1 s.
     pub fn retry_after(&self) -> Duration {
         let now = Instant::now();

@@ -124,6 +124,13 @@ impl Sources {
         }
     }
 
+    /// Ends a solve that is under way; see [`FlareSolverr::close`].
+    pub(super) async fn close(&self) {
+        if let Some(solver) = &self.solver {
+            solver.client.close().await;
+        }
+    }
+
     /// Asks the sources until what one gave passes `check`.
     ///
     /// # Errors

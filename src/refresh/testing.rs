@@ -205,6 +205,7 @@ pub(super) fn settings(shop_url: &str) -> RefreshSettings {
         sources: Vec::new(),
         flaresolverr_url: None,
         solver_tls: tls(),
+        solver_proxy: None,
         source_patience: Duration::from_millis(100),
         solve_timeout: Duration::from_secs(5),
         refresh_every: Duration::from_hours(1),
