@@ -254,7 +254,9 @@ impl Probes {
     ///
     /// [`AppError`] for settings that cannot be used.
     pub fn new(config: &Config) -> Result<Self, AppError> {
-        let core = Core::new(config, vec![config.listen.proxy, config.listen.admin])?;
+        let listen = &config.listen;
+        let own = [Some(listen.proxy), Some(listen.admin), listen.sni];
+        let core = Core::new(config, own.into_iter().flatten().collect())?;
         Ok(Self {
             refresher: core.refresher(config, None)?,
             dialer: core.dialer,

@@ -448,6 +448,12 @@ async fn api_host_that_leads_back_to_the_sidecar_is_a_failure() {
         format!("{API}:443={own},{GATE}:443={own},www.chitai-gorod.ru:443={own}"),
     );
     Report::of(&world).await.check("dns", "failed", "leads back to the sidecar");
+    // The same behind an alias, where the name leads to the other port.
+    let sni = closed_port();
+    world.set("SNI_LISTEN", format!("127.0.0.1:{sni}"));
+    let all = [API, GATE, "www.chitai-gorod.ru"].map(|host| format!("{host}:443=127.0.0.1:{sni}"));
+    world.set("CONNECT_TO", all.join(","));
+    Report::of(&world).await.check("dns", "failed", "leads back to the sidecar");
 }
 
 #[tokio::test]
