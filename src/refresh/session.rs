@@ -44,7 +44,7 @@ pub(super) async fn solve(solver: &Arc<FlareSolverr>) -> Result<Found, SourceErr
             solver.get(&json!({ "session": name, "returnOnlyCookies": true })).await
         }
         // Newer servers read the cookies after the wait.
-        solved => solved,
+        found => found,
     }
 }
 

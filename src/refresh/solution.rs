@@ -90,8 +90,8 @@ impl SolvedCookie {
 
 /// Of several of one name the best that is valid; `ranked` by [`by_rank`].
 fn the_one(ranked: &[&SolvedCookie], name: &str) -> Option<Token> {
-    let named = ranked.iter().rev().filter(|cookie| cookie.name == name);
-    named.filter_map(|cookie| Token::parse(&cookie.value).ok()).next()
+    let mut named = ranked.iter().rev().filter(|cookie| cookie.name == name);
+    named.find_map(|cookie| Token::parse(&cookie.value).ok())
 }
 
 /// All cookies, the better ones later: one that lives before one that does
