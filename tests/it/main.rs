@@ -7,6 +7,7 @@ mod support;
 
 mod access;
 mod admin;
+mod alias;
 mod architecture;
 mod authority;
 mod authorization;

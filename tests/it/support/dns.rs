@@ -58,6 +58,16 @@ impl Dns {
         }
     }
 
+    /// One on this port, for TCP and for UDP.
+    ///
+    /// # Errors
+    ///
+    /// The port is taken, or not to be had.
+    pub(crate) async fn start_at(addr: SocketAddr) -> std::io::Result<Self> {
+        let tcp = TcpListener::bind(addr).await?;
+        Ok(Self::run(UdpSocket::bind(addr).await?, tcp))
+    }
+
     fn run(udp: UdpSocket, tcp: TcpListener) -> Self {
         let addr = tcp.local_addr().unwrap();
         let shared = Arc::new(Shared {

@@ -1,5 +1,6 @@
 //! The world in which a sidecar is tested: its neighbours on real sockets.
 
+pub(crate) mod alias;
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod dns;

@@ -197,8 +197,27 @@ impl Origin {
         Self::listen(Tokens::default(), tls, true).await
     }
 
+    /// The shop on a socket that is bound already.
+    pub(crate) fn start_on(listener: TcpListener, tokens: Tokens, tls: TlsAcceptor) -> Self {
+        Self::serve(listener, tokens, Some(tls), false)
+    }
+
+    /// Some other host on a socket that is bound already.
+    pub(crate) fn start_other_on(listener: TcpListener, tls: TlsAcceptor) -> Self {
+        Self::serve(listener, Tokens::default(), Some(tls), true)
+    }
+
     async fn listen(tokens: Tokens, tls: Option<TlsAcceptor>, open_to_all: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serve(listener, tokens, tls, open_to_all)
+    }
+
+    fn serve(
+        listener: TcpListener,
+        tokens: Tokens,
+        tls: Option<TlsAcceptor>,
+        open_to_all: bool,
+    ) -> Self {
         let addr = listener.local_addr().unwrap();
         let settings = Settings {
             door: Door::Open,
