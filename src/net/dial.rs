@@ -27,11 +27,12 @@ use crate::config::{ConnectTo, ParentProxy};
 /// Head start of one address before the next is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Longest look at the addresses of a name that the parent will resolve.
+/// Longest look at the addresses of a name that the parent will resolve; at
+/// most a quarter of the time for the connection.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why no connection came about. All but the first two are the upstream's
-/// fault.
+/// Why no connection came about. All but the first two are the fault of the
+/// upstream, or of what leads there.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DialError {
@@ -46,7 +47,7 @@ pub enum DialError {
     /// The destination is this process itself.
     #[error("{host}:{port} is this sidecar itself{found}")]
     OwnListener {
-        /// The destination as the client named it.
+        /// The destination as it was dialled.
         host: String,
         /// Its port.
         port: u16,
@@ -244,11 +245,9 @@ impl Dialer {
     /// parent, else directly.
     async fn open(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
         let stream = match (self.elsewhere(host, port), self.parent_of(host, port)) {
-            (Some((host, port)), _) => {
-                self.direct(&self.resolver, host, *port, Reach::Operator).await
-            }
+            (Some((host, port)), _) => self.direct(host, *port, Reach::Operator).await,
             (None, Some(parent)) => self.by_parent(parent, host, port, reach).await,
-            (None, None) => self.direct(&self.resolver, host, port, reach).await,
+            (None, None) => self.direct(host, port, reach).await,
         }?;
         // Small writes must not wait for acknowledgements; failure costs only speed.
         let _ = stream.set_nodelay(true);
@@ -265,14 +264,8 @@ impl Dialer {
         self.parent.as_ref().filter(|_| !direct)
     }
 
-    async fn direct(
-        &self,
-        resolver: &Resolver,
-        host: &str,
-        port: u16,
-        reach: Reach,
-    ) -> Result<TcpStream, DialError> {
-        let found = resolver.resolve(host, port).await;
+    async fn direct(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
+        let found = self.resolver.resolve(host, port).await;
         let found = found.map_err(|error| DialError::Resolve { host: host.to_owned(), error })?;
         let allowed = self.allowed(found, host, port, reach)?;
         let connected = connect_any(interleave(allowed)).await;
@@ -293,20 +286,19 @@ impl Dialer {
             parent: parent.address().authority(),
             error,
         };
-        let address = parent.address();
-        // A neighbour: the system knows its name.
-        let stream = self.direct(&Resolver::System, &address.host, address.port, Reach::Operator);
-        let stream = match stream.await {
-            Ok(stream) => stream,
-            Err(DialError::Resolve { error, .. }) => {
-                return Err(failed(ParentError::Unresolved(error)));
-            }
-            Err(DialError::Connect { error, .. }) => {
-                return Err(failed(ParentError::Unreachable(error)));
-            }
-            Err(error) => return Err(error),
-        };
+        let stream = self.reach_parent(parent.address()).await.map_err(failed)?;
         parent.lead(stream, host, port).await.map_err(failed)
+    }
+
+    /// Connects to the parent: a neighbour, whose name the system knows.
+    async fn reach_parent(&self, parent: &ParentProxy) -> Result<TcpStream, ParentError> {
+        let found = Resolver::System.resolve(&parent.host, parent.port).await;
+        let mut found = found.map_err(ParentError::Unresolved)?;
+        found.retain(|address| !self.egress.is_own(*address));
+        if found.is_empty() {
+            return Err(ParentError::Itself);
+        }
+        connect_any(interleave(found)).await.map_err(ParentError::Unreachable)
     }
 
     /// Applies the egress policy to what can be known here: the parent
@@ -317,7 +309,8 @@ impl Dialer {
         if reach == Reach::Operator {
             return Ok(());
         }
-        match timeout(LOOK_LIMIT, self.resolver.resolve(host, port)).await {
+        let look = LOOK_LIMIT.min(self.limit / 4);
+        match timeout(look, self.resolver.resolve(host, port)).await {
             Ok(Ok(found)) => self.allowed(found, host, port, reach).map(drop),
             _ if is_odd_address(host) => Err(DialError::NotAllowed { host: host.to_owned(), port }),
             _ => Ok(()),

@@ -33,6 +33,9 @@ pub enum ParentError {
     /// Its name does not resolve.
     #[error("cannot be found: {0}")]
     Unresolved(ResolveError),
+    /// It is this process: a loop.
+    #[error("is this sidecar itself")]
+    Itself,
     /// It could not be reached.
     #[error("cannot be reached: {0}")]
     Unreachable(io::Error),

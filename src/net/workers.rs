@@ -96,8 +96,8 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` threads that accept from all `listeners`. `make` runs on each
-    /// of them and returns what serves a connection to its end, as a local
+    /// Starts `count` threads that accept from all `listeners`. `make` runs on
+    /// each of them and returns what serves a connection to its end, as a local
     /// task of that worker. When `drain` is cancelled each worker stops
     /// accepting and gets `drain_timeout` to finish.
     ///
@@ -216,10 +216,9 @@ fn run_worker<S, F>(
 impl Accept {
     /// Accepts until the drain begins.
     async fn run(mut self, worker: &Worker, serve: impl Fn(Client)) -> io::Result<()> {
-        let listeners = clone_all(&self.listeners)?.into_iter();
-        let listeners: Vec<(Door, TcpListener)> = listeners
-            .map(|(door, listener)| Ok((door, register(listener)?)))
-            .collect::<io::Result<_>>()?;
+        let listeners = std::mem::take(&mut self.listeners).into_iter();
+        let listeners = listeners.map(|(door, listener)| Ok((door, register(listener)?)));
+        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         loop {
             tokio::select! {
                 biased;
@@ -266,6 +265,7 @@ impl Accept {
     }
 }
 
+/// The same sockets for one more worker.
 fn clone_all(
     listeners: &[(Door, std::net::TcpListener)],
 ) -> io::Result<Vec<(Door, std::net::TcpListener)>> {

@@ -354,6 +354,8 @@ fn dial_face(error: &DialError) -> Face {
 fn parent_face(error: &ParentError) -> Face {
     let kind = match error {
         ParentError::Credentials => "proxy_configuration_error",
+        ParentError::Itself => "proxy_loop_detected",
+        ParentError::Unresolved(_) => "dns_error",
         ParentError::Refused(_) => "destination_unavailable",
         ParentError::Broken(_) => "connection_terminated",
         ParentError::NotHttp => "http_protocol_error",

@@ -101,6 +101,7 @@ impl Service {
         }
     }
 
+    /// Serves HTTP inside the tunnel.
     async fn serve_inner<I>(self: &Rc<Self>, stream: I, tunnelled: &Tunnelled, client: SocketAddr)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,

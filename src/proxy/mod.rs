@@ -1,9 +1,9 @@
 //! The life of a request: from a client's connection to its answer.
 //!
 //! `service` picks the route, `sni` does where no HTTP comes before TLS;
-//! `tunnel` copies bytes, `intercept` ends TLS and hands the inner requests on, `forward` sends a request with the token,
-//! holds it when the token is refused, and replays it. Each request passes
-//! each of these files once.
+//! `tunnel` copies bytes, `intercept` ends TLS and hands the inner requests on,
+//! `forward` sends a request with the token, holds it when the token is
+//! refused, and replays it. Each request passes each of these files once.
 //!
 //! # Invariants
 //!

@@ -253,6 +253,20 @@ async fn private_answer_is_refused_with_and_without_a_parent() {
 }
 
 #[tokio::test]
+async fn silent_servers_do_not_keep_a_client_from_the_parent() {
+    let (dns, parent) = (Dns::start().await, ParentProxy::start(ParentManner::Leads).await);
+    dns.set(Manner::Silent);
+    let (other, target) = other().await;
+    parent.knows(&target, other.addr());
+    let mut stage = named_by(&dns).await;
+    stage.set("UPSTREAM_PROXY", parent.url());
+    stage.set("CONNECT_TIMEOUT", "2s");
+    let world = stage.launch().await;
+    let _tunnel = world.tunnel(&target).await;
+    assert!(dns.asked(OTHER, RecordType::AAAA) >= 1);
+}
+
+#[tokio::test]
 async fn unusable_server_ends_the_start() {
     let mut stage = Stage::new().await;
     stage.set("UPSTREAM_DNS", "192.0.2.1,dns.test");

@@ -297,7 +297,16 @@ async fn sidecar_that_is_its_own_parent_does_not_ask_itself() {
     stage.set("UPSTREAM_PROXY", format!("http://{own}"));
     let world = stage.launch().await;
     let response = world.get(PATH).await;
-    assert_eq!((response.status, response.code().as_str()), (403, "target_not_allowed"));
+    check_fails(&response, "is this sidecar itself", "proxy_loop_detected");
+}
+
+#[tokio::test]
+async fn parent_whose_name_does_not_resolve_is_told_of() {
+    let parent = ParentProxy::start(Manner::Leads).await;
+    let mut stage = behind(&parent).await;
+    stage.set("UPSTREAM_PROXY", "http://nowhere.invalid:3128");
+    let world = stage.launch().await;
+    check_fails(&world.get(PATH).await, "cannot be found", "dns_error");
 }
 
 #[tokio::test]

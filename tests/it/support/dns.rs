@@ -1,6 +1,6 @@
 //! A private resolver over UDP and TCP that records what it is asked and can fail in each way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -30,6 +30,8 @@ pub(crate) struct Question {
     pub(crate) name: String,
     pub(crate) kind: RecordType,
     pub(crate) by_tcp: bool,
+    /// The same in each copy of a question that was sent again.
+    id: u16,
 }
 
 struct Shared {
@@ -105,10 +107,11 @@ impl Dns {
         self.shared.questions.lock().unwrap().clone()
     }
 
-    /// How often it was asked for the addresses of this kind.
+    /// How often it was asked for the addresses of this kind, not counting copies.
     pub(crate) fn asked(&self, name: &str, kind: RecordType) -> usize {
         let questions = self.questions();
-        questions.iter().filter(|question| question.name == name && question.kind == kind).count()
+        let same = questions.iter().filter(|asked| asked.name == name && asked.kind == kind);
+        same.map(|asked| asked.id).collect::<HashSet<_>>().len()
     }
 }
 
@@ -147,9 +150,11 @@ impl Shared {
         let asked = query.queries[0].clone();
         let name = asked.name().to_ascii().trim_end_matches('.').to_ascii_lowercase();
         let kind = asked.query_type();
-        self.questions.lock().unwrap().push(Question { name: name.clone(), kind, by_tcp });
+        let id = query.metadata.id;
+        let question = Question { name: name.clone(), kind, by_tcp, id };
+        self.questions.lock().unwrap().push(question);
         let manner = *self.manner.lock().unwrap();
-        let mut answer = Message::response(query.metadata.id, query.metadata.op_code);
+        let mut answer = Message::response(id, query.metadata.op_code);
         answer.add_query(asked.clone());
         match manner {
             Manner::Silent => return None,
