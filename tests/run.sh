@@ -9,7 +9,7 @@
 #   tests/run.sh -- --ignored --nocapture soak  parsers for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
 #
 # Needed: redis-server, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
-# module, Node (18 or later) and a JDK; for clients behind an alias libnss-wrapper and the right to listen on port 443.
+# module, Node (18 or later) and a JDK; for clients behind an alias the right to mount and to listen on port 443.
 # What is missing comes by apt-get, as root or by sudo. The Python clients (tests/clients/requirements.txt) go to .venv,
 # or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 set -euo pipefail
@@ -40,8 +40,7 @@ missing_packages() {
   command -v php >/dev/null || echo php-cli
   php -r 'exit((int) !function_exists("curl_init"));' 2>/dev/null || echo php-curl
   command -v node >/dev/null || echo nodejs
-  # A library that is not there is only complained about.
-  [ -z "$(LD_PRELOAD=libnss_wrapper.so env true 2>&1)" ] || echo libnss-wrapper
+  command -v unshare >/dev/null || echo util-linux
   command -v javac >/dev/null && command -v keytool >/dev/null || echo default-jdk-headless
 }
 

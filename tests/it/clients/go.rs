@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::matrix::GO;
-use super::{Way, check_in, dying_world};
+use super::{Way, check_at, dying_site};
 use crate::support::World;
 use crate::support::parser::{is_installed, program};
 use crate::support::sidecar::{output, stderr};
@@ -25,9 +25,11 @@ async fn check_go(way: Way) {
     if !is_installed(GO.name, "go", &["version"]) {
         return;
     }
-    let world = dying_world(way).await;
-    let command = build(&world).await;
-    check_in(&world, &GO, way, command).await;
+    let Some(site) = dying_site(way).await else {
+        return;
+    };
+    let command = build(&site).await;
+    check_at(&site, &GO, way, command).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::matrix::{JAVA, TRUST_STORE};
-use super::{Way, check_in, dying_world};
+use super::{Way, check_at, dying_site};
 use crate::support::World;
 use crate::support::parser::{is_installed, program};
 use crate::support::sidecar::{output, stdout};
@@ -19,18 +19,20 @@ async fn make_trust_store(world: &World) {
 }
 
 async fn check_java(way: Way) {
-    if !is_installed(JAVA.name, "javac", &["-version"]) || !way.is_possible(&JAVA) {
+    if !is_installed(JAVA.name, "javac", &["-version"]) {
         return;
     }
-    let world = dying_world(way).await;
+    let Some(site) = dying_site(way).await else {
+        return;
+    };
     if way != Way::Gateway {
-        make_trust_store(&world).await;
+        make_trust_store(&site).await;
     }
     let mut command = Command::new("java");
     // Short-lived: the compiler that optimizes and a collector with threads do not pay.
     command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]);
     command.arg(program("HttpClientParser.java"));
-    check_in(&world, &JAVA, way, command).await;
+    check_at(&site, &JAVA, way, command).await;
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@
 //! ([`matrix`]), so the table is proved, too. A client that is not installed is
 //! skipped by name; `tests/run.sh` installs them all.
 
-mod alias;
 mod curl;
 mod go;
 mod impatient;
@@ -15,14 +14,16 @@ mod node;
 mod php;
 mod python;
 
+use std::ops::Deref;
 use std::process::{Command, Output};
 
 use self::matrix::Client;
+use crate::support::World;
+use crate::support::alias::AliasWorld;
 use crate::support::client::{API, GATE};
 use crate::support::origin::Recorded;
 use crate::support::parser::in_container;
 use crate::support::sidecar::output;
-use crate::support::{Stage, World};
 
 /// How many requests a program makes.
 const REQUESTS: usize = 12;
@@ -60,50 +61,74 @@ impl Way {
             }
         }
     }
+}
 
-    fn environment(self, world: &World, client: &Client) -> Vec<(&'static str, String)> {
-        let mut variables = client.environment(self, world);
-        if self == Self::Alias {
-            variables.extend(alias::variables(world));
+/// Where a client runs.
+enum Site {
+    /// Where the API's names lead nowhere.
+    Plain(World),
+    /// Where they lead to the sidecar.
+    Alias(AliasWorld),
+}
+
+impl Site {
+    /// What `way` needs; `None`, with a word on why, where this machine does not allow it.
+    async fn start(way: Way) -> Option<Self> {
+        match way {
+            Way::Proxy | Way::Gateway => Some(Self::Plain(World::start().await)),
+            Way::Alias => AliasWorld::start().await.map(Self::Alias),
         }
-        variables
     }
 
-    /// Whether this machine can lead `client` so; if not, that it is skipped is said.
-    fn is_possible(self, client: &Client) -> bool {
-        self != Self::Alias || alias::is_possible(client.name)
+    /// `command` as it is run here.
+    fn place(&self, command: Command) -> Command {
+        match self {
+            Self::Plain(_) => command,
+            Self::Alias(alias) => {
+                let mut placed = alias.command(command.get_program());
+                placed.args(command.get_args());
+                placed
+            }
+        }
+    }
+}
+
+impl Deref for Site {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        match self {
+            Self::Plain(world) => world,
+            Self::Alias(alias) => alias,
+        }
     }
 }
 
 /// Runs a client with what its container gives it, and nothing else.
 async fn run(world: &World, client: &Client, way: Way, command: Command) -> Output {
-    output(in_container(command, way.environment(world, client))).await
+    output(in_container(command, client.environment(way, world))).await
 }
 
 /// A shop whose token dies at a client's fifth and ninth request; the death adds a send each.
-async fn dying_world(way: Way) -> World {
-    let mut stage = Stage::new().await;
-    if way == Way::Alias {
-        alias::set(&mut stage);
-    }
-    let world = stage.start().await;
-    world.origin.die_at(&[5, 9]);
-    world
+async fn dying_site(way: Way) -> Option<Site> {
+    let site = Site::start(way).await?;
+    site.origin.die_at(&[5, 9]);
+    Some(site)
 }
 
 /// Runs a program, which gets the two base URLs and the count, while the token dies twice.
 async fn check(client: &Client, way: Way, command: Command) {
-    if way.is_possible(client) {
-        check_in(&dying_world(way).await, client, way, command).await;
+    if let Some(site) = dying_site(way).await {
+        check_at(&site, client, way, command).await;
     }
 }
 
-/// The same where the program needs something of the world.
-async fn check_in(world: &World, client: &Client, way: Way, mut command: Command) {
-    command.args(way.bases(world)).arg(REQUESTS.to_string());
-    let output = run(world, client, way, command).await;
+/// The same where the program needs something of its site.
+async fn check_at(site: &Site, client: &Client, way: Way, mut command: Command) {
+    command.args(way.bases(site)).arg(REQUESTS.to_string());
+    let output = run(site, client, way, site.place(command)).await;
     check_said(client, &output);
-    check_sends(world);
+    check_sends(site);
 }
 
 fn check_said(client: &Client, output: &Output) {

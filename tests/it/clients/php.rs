@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::matrix::{INI_FOLDER, PHP_CURL};
-use super::{Way, check_in, dying_world};
+use super::{Way, check_at, dying_site};
 use crate::support::World;
 use crate::support::parser::{is_installed, program};
 
@@ -20,11 +20,13 @@ async fn check_php(way: Way) {
     if !is_installed(PHP_CURL.name, "php", &["-r", "exit(function_exists('curl_init') ? 0 : 1);"]) {
         return;
     }
-    let world = dying_world(way).await;
-    write_ini_file(&world);
+    let Some(site) = dying_site(way).await else {
+        return;
+    };
+    write_ini_file(&site);
     let mut command = Command::new("php");
     command.arg(program("curl_client.php"));
-    check_in(&world, &PHP_CURL, way, command).await;
+    check_at(&site, &PHP_CURL, way, command).await;
 }
 
 #[tokio::test]
