@@ -120,7 +120,6 @@ pub(super) const JAVA: Client = Client {
     proxy_note: ": `-Dhttps.proxyHost=… -Dhttps.proxyPort=…`",
     trust: &["JAVA_TOOL_OPTIONS"],
     trust_note: ": `-Djavax.net.ssl.trustStore=… -Djavax.net.ssl.trustStorePassword=…`",
-    ..PLAIN
 };
 
 const CLIENTS: [Client; 13] = [
