@@ -43,8 +43,6 @@ const TLS_HANDSHAKE: u8 = 0x16;
 pub(super) struct Tunnelled {
     /// Host of the CONNECT request or the SNI, normalized.
     pub(super) host: String,
-    /// The port of the CONNECT request; an SNI has none.
-    pub(super) port: Option<u16>,
     /// The API origin that it names.
     pub(super) origin: usize,
     /// What the inner requests count as.
@@ -148,29 +146,23 @@ impl Service {
         let in_field =
             || parts.headers.get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
         let authority = named.clone().or_else(in_field);
-        if authority.as_ref().is_some_and(|authority| !tunnelled.is(authority)) {
+        if authority.as_ref().is_some_and(|named| normalize_host(named.host()) != tunnelled.host) {
             return Err(ProxyError::Misdirected);
         }
         if named.is_some() {
             parts.uri = origin_form(&parts.uri);
         }
         // The client's own spelling of the host stays; without one, ours. A
-        // port behind an SNI is that of `SNI_LISTEN`, not the origin's.
-        let foreign_port =
-            tunnelled.port.is_none() && authority.is_some_and(|named| named.port().is_some());
+        // port that is not the origin's does not mean another place: some
+        // clients write the one by which they came here, or 80.
+        let port = authority.and_then(|named| named.port_u16());
+        let foreign_port = port.is_some_and(|port| port != self.api(tunnelled.origin).key().port);
         let none = parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
         let ours = named.is_some() || none || foreign_port;
         let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
         let upstream = self.api(tunnelled.origin);
         let outbound = Outbound { upstream, host, with_token: true };
         self.forward(Request::from_parts(parts, body), outbound).await
-    }
-}
-
-impl Tunnelled {
-    fn is(&self, named: &Authority) -> bool {
-        let same_port = named.port_u16().is_none_or(|port| self.port.is_none_or(|p| p == port));
-        same_port && normalize_host(named.host()) == self.host
     }
 }
 

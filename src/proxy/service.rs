@@ -248,8 +248,7 @@ impl Service {
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
             route.set(Route::Intercept);
-            let (port, route) = (Some(port), Route::Intercept);
-            return Ok(Next::Intercept(Tunnelled { host, port, origin, route }));
+            return Ok(Next::Intercept(Tunnelled { host, origin, route: Route::Intercept }));
         }
         let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await?;
         Ok(Next::Tunnel(upstream))

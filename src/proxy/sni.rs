@@ -70,7 +70,7 @@ impl Service {
         };
         match self.proxy.origins.by_name(&name) {
             Some(origin) => {
-                let tunnelled = Tunnelled { host: name, port: None, origin, route: Route::Sni };
+                let tunnelled = Tunnelled { host: name, origin, route: Route::Sni };
                 self.intercept_tls(stream, &tunnelled, client).await;
             }
             None => self.pass_on(stream, &name, client).await,

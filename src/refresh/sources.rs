@@ -146,7 +146,7 @@ impl Sources {
         let mut failures = Vec::new();
         while let Some(source) = waiting.pop_front() {
             asked.push(self.attempt(source, &check));
-            let patience = sleep(self.patience);
+            let patience = sleep(self.patience_with(source));
             tokio::pin!(patience);
             tokio::select! {
                 biased;
@@ -167,6 +167,14 @@ impl Sources {
             }
         }
         Err(failures)
+    }
+
+    /// How long `source` may take from now on: a solve that is under way
+    /// already has used up some of its time.
+    fn patience_with(&self, source: SourceKind) -> Duration {
+        let solver = self.solver.as_ref().filter(|_| source == SourceKind::FlareSolverr);
+        let lasted = solver.and_then(|solver| solver.flights.running_for()).unwrap_or_default();
+        self.patience.saturating_sub(lasted)
     }
 
     async fn attempt<T, C, F>(&self, source: SourceKind, check: &C) -> Result<T, SourceFailure>

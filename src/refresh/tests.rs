@@ -286,6 +286,21 @@ async fn a_wedged_solver_costs_only_the_patience() {
 }
 
 #[tokio::test]
+async fn a_solver_that_is_still_wedged_costs_no_patience_again() {
+    let slow = |settings: &mut RefreshSettings| {
+        settings.source_patience = Duration::from_secs(1);
+    };
+    let world = World::with(&[FlareSolverr, Direct], slow).await;
+    world.publish(false);
+    replayed(world.refuse(Generation(1), "/").await);
+    world.rules.forget();
+    let started = Instant::now();
+    assert_eq!(replayed(world.refuse(Generation(2), "/").await).source, Source::Direct);
+    assert!(started.elapsed() < Duration::from_millis(800), "{:?}", started.elapsed());
+    assert_eq!(world.solver.count(SOLVE), 1);
+}
+
+#[tokio::test]
 async fn a_solver_that_fails_hands_over_at_once() {
     let patient = |settings: &mut RefreshSettings| {
         settings.source_patience = Duration::from_mins(1);

@@ -164,6 +164,16 @@ async fn another_host_inside_a_tunnel_is_misdirected() {
     assert!(world.origin.requests().is_empty());
 }
 
+/// As Node's `https` without an agent writes it.
+#[tokio::test]
+async fn port_that_is_not_the_origins_inside_a_tunnel_does_not_reach_the_shop() {
+    let world = World::start().await;
+    let mut session = world.open(Way::Intercept).await;
+    session.wire.send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}:80\r\n\r\n")).await;
+    assert_eq!(session.wire.response("GET").await.status, 200);
+    assert_eq!(world.origin.only_request().head.values("host"), [API]);
+}
+
 #[tokio::test]
 async fn the_same_host_inside_a_tunnel_may_be_spelt_otherwise() {
     let world = World::start().await;
