@@ -40,7 +40,7 @@ pub const VARIABLES: &[Variable] = &[
     var(
         "AUTHORIZATION",
         "always",
-        "always: each API request gets the token; present: only those that bring an Authorization",
+        "always: each API request gets the token; present: only those that bring one, if only in a cookie",
     ),
     var(
         "PERSONAL_TOKENS",

@@ -12,7 +12,7 @@ use crate::token::{Clearance, Timestamp, Token};
 /// Whether the client comes with a live personal token of its own, in
 /// `Authorization` or, without that field, in its cookie.
 pub(super) fn has_personal_token(headers: &HeaderMap, cookies: &[String], now: Timestamp) -> bool {
-    let is_personal = |token: Token| token.is_personal() && token.is_live(now);
+    let is_personal = is_personal_at(now);
     let mut fields = headers.get_all(AUTHORIZATION).iter().peekable();
     if fields.peek().is_some() {
         return fields.filter_map(read_token).any(is_personal);
@@ -29,18 +29,22 @@ pub(super) fn has_token_cookie(headers: &HeaderMap, cookies: &[String]) -> bool 
     values.any(|value| token_cookies(value, cookies).next().is_some())
 }
 
+fn is_personal_at(now: Timestamp) -> impl Fn(Token) -> bool + Copy {
+    move |token| token.is_personal() && token.is_live(now)
+}
+
 /// Which of the client's cookies hold a token of its own.
 #[derive(Clone, Copy)]
 pub(super) struct OwnCookies<'a> {
     /// Names of the token's cookie.
     pub(super) names: &'a [String],
-    /// Whether a personal token stays.
-    pub(super) keep_personal: bool,
+    /// When a personal token has to live for it to stay; `None`: none stays.
+    pub(super) keep_personal_at: Option<Timestamp>,
 }
 
 impl OwnCookies<'_> {
     fn keeps(&self, value: &[u8]) -> bool {
-        self.keep_personal && read(value).is_some_and(|own| own.is_personal())
+        self.keep_personal_at.is_some_and(|now| read(value).is_some_and(is_personal_at(now)))
     }
 }
 
@@ -169,7 +173,7 @@ mod tests {
     fn only_the_tokens_cookie_is_replaced() {
         let names = ["access-token".to_owned()];
         let check = |from: &'static str, to: Option<String>| {
-            let own = OwnCookies { names: &names, keep_personal: true };
+            let own = OwnCookies { names: &names, keep_personal_at: Some(Timestamp(0)) };
             let replaced = replace_in_cookies(&HeaderValue::from_static(from), own, &token());
             assert_eq!(replaced.map(|value| value.to_str().unwrap().to_owned()), to, "{from}");
         };

@@ -207,13 +207,15 @@ impl Exchange<'_> {
     }
 
     fn rewrite<'b>(&'b self, with: Option<&'b Published>) -> Rewrite<'b> {
+        let settings = &self.proxy.settings;
+        let keeps = settings.authorization.keep_personal;
         Rewrite {
             token: with.map(|published| &published.token),
             clearance: with.and_then(Published::needed_clearance),
             add: self.credentials == Credentials::Replace { add: true },
             own: OwnCookies {
-                names: &self.proxy.settings.token_cookies,
-                keep_personal: self.proxy.settings.authorization.keep_personal,
+                names: &settings.token_cookies,
+                keep_personal_at: keeps.then(|| self.proxy.clock.now()),
             },
             host: self.to.host,
         }

@@ -172,7 +172,7 @@ mod tests {
     }
 
     fn untouched() -> Rewrite<'static> {
-        let own = OwnCookies { names: &[], keep_personal: true };
+        let own = OwnCookies { names: &[], keep_personal_at: None };
         Rewrite { token: None, clearance: None, add: false, own, host: None }
     }
 
