@@ -25,12 +25,13 @@ const NO_PROXY: [&str; 2] = [
     "What does not go through the proxy. Add your own services (databases, queues), but never",
     "an API host: its requests would lack the token.",
 ];
-const BUNDLE: [&str; 5] = [
+const BUNDLE: [&str; 6] = [
     "Whom to trust. The file replaces a client's own roots: it holds the public ones and the",
     "sidecar's CA. SSL_CERT_FILE: urllib, httpx, aiohttp, Go, curl, curl_cffi.",
-    "REQUESTS_CA_BUNDLE: requests, curl_cffi. CURL_CA_BUNDLE: curl, PHP's curl, curl_cffi,",
-    "requests without the former. scrapy does not verify. Java has a trust store of its own:",
-    "import ca.pem there.",
+    "REQUESTS_CA_BUNDLE: requests, curl_cffi. CURL_CA_BUNDLE: curl, curl_cffi, requests without",
+    "the former. PHP's curl obeys none of them: set curl.cainfo to this file in an ini file, in a",
+    "folder that PHP_INI_SCAN_DIR names. scrapy does not verify. Java has a trust store of its",
+    "own: import ca.pem there.",
 ];
 const NODE: [&str; 1] =
     ["Node (axios, undici): a file with the sidecar's CA alone, which is added."];
