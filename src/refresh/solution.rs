@@ -316,6 +316,36 @@ mod tests {
     }
 
     #[test]
+    fn the_end_of_a_cookie_is_understood_in_every_dialect() {
+        // The better path is taken unless that cookie's own time is over.
+        let is_over = |end: Value| {
+            let mut cookie = json!({ "name": "access-token", "value": jwt("b", 60), "path": "/" });
+            cookie.as_object_mut().unwrap().extend(end.as_object().unwrap().clone());
+            let other = json!({ "name": "access-token", "value": jwt("a", 60), "path": "/x" });
+            let solution = json!({ "cookies": [cookie, other] });
+            let reply =
+                json!({ "status": "ok", "endTimestamp": 1_800_000_000.25, "solution": solution });
+            read_json(200, &reply).unwrap().token.expose() == jwt("a", 60)
+        };
+        for (end, expected) in [
+            (json!({}), false),
+            (json!({ "expiry": 1_800_000_001 }), false),
+            (json!({ "expiry": 1_799_999_999 }), true),
+            (json!({ "expires": 1_800_000_000.5 }), false),
+            (json!({ "expires": 1_799_999_999.5 }), true),
+            (json!({ "expires": 1_799_999_999_500.0 }), true),
+            (json!({ "expires": -1 }), false),
+            (json!({ "expires": -1.0 }), false),
+            (json!({ "expires": null }), false),
+            (json!({ "expires": "Session" }), false),
+            (json!({ "expiry": null, "expires": 1_799_999_999.5 }), true),
+            (json!({ "expiry": -1, "expires": null }), false),
+        ] {
+            assert_eq!(is_over(end.clone()), expected, "{end}");
+        }
+    }
+
+    #[test]
     fn the_preferred_name_wins_and_the_other_is_a_stand_in() {
         let (a, b) = (jwt("a", 60), jwt("b", 60));
         let chosen = |preferred: &str| {
@@ -367,15 +397,19 @@ mod tests {
         let error = json!({ "status": "error", "message": "timed out", "solution": null });
         let no_solution = json!({ "status": "ok", "solution": null });
         let no_cookies = json!({ "status": "ok", "solution": { "cookies": null } });
+        let list = || json!({ "detail": [{ "msg": "bad" }] });
+        let with_cookie = |status: &Value| {
+            let cookie = json!({ "name": "access-token", "value": jwt("a", 60) });
+            json!({ "status": status, "message": "half done", "solution": { "cookies": [cookie] } })
+        };
         let table = [
             ("error as HTTP 200", 200, error, "HTTP 200: timed out"),
             ("408", 408, json!({ "detail": "Request Timeout" }), "HTTP 408: Request Timeout"),
-            (
-                "422 with a list",
-                422,
-                json!({ "detail": [{ "msg": "bad" }] }),
-                r#"HTTP 422: [{"msg":"bad"}]"#,
-            ),
+            ("408 with a list", 408, list(), r#"HTTP 408: [{"msg":"bad"}]"#),
+            ("422", 422, json!({ "detail": "no url" }), "HTTP 422: no url"),
+            ("422 with a list", 422, list(), r#"HTTP 422: [{"msg":"bad"}]"#),
+            ("error beside a cookie", 200, with_cookie(&json!("error")), "HTTP 200: half done"),
+            ("500 beside a cookie", 500, with_cookie(&json!("ok")), "HTTP 500: half done"),
             ("429", 429, json!({ "error": "slow down" }), "HTTP 429: slow down"),
             ("503", 503, json!({ "detail": "no browser free" }), "HTTP 503: no browser free"),
             ("solution null", 200, no_solution, "no cookie"),
