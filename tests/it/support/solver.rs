@@ -2,6 +2,7 @@
 //!
 //! Success and failure are the recorded replies with a fresh token put in.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -42,11 +43,18 @@ pub(crate) enum Mode {
     Never,
     /// This many bytes without an end of JSON.
     Endless(usize),
+    /// HTTP 429 with this `Retry-After`.
+    Busy(&'static str),
+    /// A script sets the cookie late, and as up to 3.5.1 cookies are read before the wait: only the
+    /// look that follows a wait in the same session ends in this; all before it have no cookie.
+    Late(Box<Mode>),
 }
 
 struct State {
     mode: Mode,
-    requests: Vec<Value>,
+    commands: Vec<Value>,
+    /// Open sessions, and whether a page has been waited on in each.
+    sessions: BTreeMap<String, bool>,
     in_flight: usize,
     most_in_flight: usize,
 }
@@ -72,8 +80,13 @@ impl Solver {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let replies = include_str!("../../fixtures/flaresolverr-replies.json");
-        let state =
-            State { mode: Mode::Solves, requests: Vec::new(), in_flight: 0, most_in_flight: 0 };
+        let state = State {
+            mode: Mode::Solves,
+            commands: Vec::new(),
+            sessions: BTreeMap::new(),
+            in_flight: 0,
+            most_in_flight: 0,
+        };
         let shared = Arc::new(Shared {
             tokens,
             replies: serde_json::from_str(replies).unwrap(),
@@ -128,7 +141,19 @@ impl Solver {
 
     /// Bodies of the `request.get` commands.
     pub(crate) fn requests(&self) -> Vec<Value> {
-        self.shared.state.lock().unwrap().requests.clone()
+        let mut commands = self.commands();
+        commands.retain(|command| command["cmd"] == "request.get");
+        commands
+    }
+
+    /// Bodies of all commands.
+    pub(crate) fn commands(&self) -> Vec<Value> {
+        self.shared.state.lock().unwrap().commands.clone()
+    }
+
+    /// Names of the sessions that nobody has destroyed yet.
+    pub(crate) fn open_sessions(&self) -> Vec<String> {
+        self.shared.state.lock().unwrap().sessions.keys().cloned().collect()
     }
 }
 
@@ -162,11 +187,21 @@ async fn reply(wire: &mut Wire, status: u16, json: Value) -> io::Result<()> {
 }
 
 async fn send(wire: &mut Wire, status: u16, body: &[u8]) -> io::Result<()> {
-    let fields = [
+    send_with(wire, status, &[], body).await
+}
+
+async fn send_with(
+    wire: &mut Wire,
+    status: u16,
+    more: &[(String, String)],
+    body: &[u8],
+) -> io::Result<()> {
+    let mut fields = vec![
         ("Content-Length".to_owned(), body.len().to_string()),
         ("Content-Type".to_owned(), "application/json".to_owned()),
         ("Server".to_owned(), "waitress".to_owned()),
     ];
+    fields.extend_from_slice(more);
     wire.try_send(message(&format!("HTTP/1.1 {status} Said"), &fields, body)).await
 }
 
@@ -184,12 +219,36 @@ async fn command(
     let Ok(request) = serde_json::from_slice::<Value>(body) else {
         return reply(wire, 500, shared.case("invalid_json")).await;
     };
+    shared.state.lock().unwrap().commands.push(request.clone());
     match request["cmd"].as_str() {
-        Some("request.get") => solve(wire, request, shared).await,
-        Some("sessions.create") => reply(wire, 200, shared.case("sessions_create")).await,
-        Some("sessions.destroy") => reply(wire, 200, shared.case("sessions_destroy")).await,
+        Some("request.get") => solve(wire, &request, shared).await,
+        Some("sessions.create") => create_session(wire, &request, shared).await,
+        Some("sessions.destroy") => destroy_session(wire, &request, shared).await,
         Some("sessions.list") => reply(wire, 200, shared.case("sessions_list_empty")).await,
         _ => reply(wire, 500, shared.case("bad_cmd")).await,
+    }
+}
+
+/// The session that a command names.
+fn session(request: &Value) -> String {
+    request["session"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn create_session(wire: &mut Wire, request: &Value, shared: &Shared) -> io::Result<()> {
+    let name = session(request);
+    let made = shared.state.lock().unwrap().sessions.insert(name.clone(), false).is_none();
+    let case = if made { "sessions_create" } else { "sessions_create_again" };
+    let mut created = shared.case(case);
+    created["session"] = Value::String(name);
+    reply(wire, 200, created).await
+}
+
+async fn destroy_session(wire: &mut Wire, request: &Value, shared: &Shared) -> io::Result<()> {
+    let was_there = shared.state.lock().unwrap().sessions.remove(&session(request)).is_some();
+    if was_there {
+        reply(wire, 200, shared.case("sessions_destroy")).await
+    } else {
+        reply(wire, 500, shared.case("sessions_destroy_missing")).await
     }
 }
 
@@ -197,9 +256,8 @@ async fn command(
 struct InFlight(Arc<Shared>);
 
 impl InFlight {
-    fn new(shared: &Arc<Shared>, request: Value) -> Self {
+    fn new(shared: &Arc<Shared>) -> Self {
         let mut state = shared.state.lock().unwrap();
-        state.requests.push(request);
         state.in_flight += 1;
         state.most_in_flight = state.most_in_flight.max(state.in_flight);
         drop(state);
@@ -214,13 +272,12 @@ impl Drop for InFlight {
     }
 }
 
-async fn solve(wire: &mut Wire, request: Value, shared: &Arc<Shared>) -> io::Result<()> {
-    let _in_flight = InFlight::new(shared, request);
+async fn solve(wire: &mut Wire, request: &Value, shared: &Arc<Shared>) -> io::Result<()> {
+    let _in_flight = InFlight::new(shared);
     // A real solve lasts too: runs that were to overlap shall be seen to.
     tokio::time::sleep(Duration::from_millis(30)).await;
     let _ = shared.paused.subscribe().wait_for(|&paused| !paused).await;
-    let mode = shared.state.lock().unwrap().mode.clone();
-    match mode {
+    match shared.end_of(request) {
         Mode::Solves => reply(wire, 200, shared.solved("Bearer%20{}")).await,
         Mode::Cookie(value) => reply(wire, 200, shared.solved(&value)).await,
         Mode::Cookies(cookies) => reply(wire, 200, shared.solved_with(&cookies)).await,
@@ -229,7 +286,7 @@ async fn solve(wire: &mut Wire, request: Value, shared: &Arc<Shared>) -> io::Res
             solved["solution"]["response"] = Value::String("p".repeat(bytes));
             reply(wire, 200, solved).await
         }
-        Mode::NoCookie => reply(wire, 200, shared.case("no_cookie_page")).await,
+        Mode::NoCookie | Mode::Late(_) => reply(wire, 200, shared.case("no_cookie_page")).await,
         Mode::Error => reply(wire, 500, shared.case("challenge_unsolved_maxTimeout8000")).await,
         Mode::ErrorAs200 => reply(wire, 200, shared.case("access_denied")).await,
         Mode::NullSolution => {
@@ -239,10 +296,31 @@ async fn solve(wire: &mut Wire, request: Value, shared: &Arc<Shared>) -> io::Res
         Mode::HangsUp => Err(io::ErrorKind::ConnectionReset.into()),
         Mode::Never => wire.until_end().await.map(drop),
         Mode::Endless(bytes) => send(wire, 200, &vec![b' '; bytes]).await,
+        Mode::Busy(rest) => {
+            let rest = ("Retry-After".to_owned(), rest.to_owned());
+            send_with(wire, 429, &[rest], br#"{"detail":"too many requests"}"#).await
+        }
     }
 }
 
 impl Shared {
+    /// What the solve that `request` asks for ends in.
+    fn end_of(&self, request: &Value) -> Mode {
+        let mut state = self.state.lock().unwrap();
+        match state.mode.clone() {
+            Mode::Late(end) => match state.sessions.get_mut(&session(request)) {
+                Some(waited) if *waited => *end,
+                Some(waited) => {
+                    *waited = request["waitInSeconds"].as_u64().is_some_and(|seconds| seconds > 0)
+                        && request.get("returnOnlyCookies").is_none();
+                    Mode::NoCookie
+                }
+                None => Mode::NoCookie,
+            },
+            mode => mode,
+        }
+    }
+
     /// The recorded body of a case.
     fn case(&self, name: &str) -> Value {
         let json = &self.replies["cases"][name]["json"];
