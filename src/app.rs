@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError};
+use crate::hints::{FIRST_LOOK, Hints};
 use crate::metrics::Metrics;
 use crate::net::{ClientLimits, Dialer, Door, Egress, Resolver, Servers, Ways, Worker, Workers};
 use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
@@ -97,6 +98,7 @@ impl App {
         refresher.start();
         let drain_timeout = config.listen.drain_timeout;
         let cache = Arc::clone(&core.cache);
+        core.watch_silence(FIRST_LOOK, &drain);
         let proxy = core.proxy(config, trust, &refresher, &release_held)?;
         let workers = start_workers(config, &doors, &proxy, &drain)?;
         info!(
@@ -303,6 +305,7 @@ struct Core {
     cache: Arc<TokenCache>,
     clock: Arc<Clock>,
     metrics: Arc<Metrics>,
+    hints: Arc<Hints>,
     dialer: Arc<Dialer>,
 }
 
@@ -321,6 +324,7 @@ impl Core {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),
             metrics: Arc::new(Metrics::new(config.listen.workers.get())),
+            hints: Arc::new(Hints::new()),
             dialer: Arc::new(Dialer::new(egress, ways, tls, upstream.connect_timeout)),
         })
     }
@@ -377,12 +381,19 @@ impl Core {
             cache: Arc::clone(&self.cache),
             refresher: Arc::clone(refresher),
             metrics: Arc::clone(&self.metrics),
+            hints: Arc::clone(&self.hints),
             clock: Arc::clone(&self.clock),
             version: env!("CARGO_PKG_VERSION"),
             started: Instant::now(),
             draining: draining.clone(),
             admin_token: config.access.admin_token.clone(),
         }
+    }
+
+    /// Tells the log, `after` a time, that no request to the API has come, if so.
+    fn watch_silence(&self, after: Duration, drain: &CancellationToken) {
+        let watch = Arc::clone(&self.hints).watch(Arc::clone(&self.metrics), after);
+        tokio::spawn(drain.clone().run_until_cancelled_owned(watch));
     }
 
     fn proxy(
@@ -402,6 +413,7 @@ impl Core {
             dialer: self.dialer,
             leaves: trust.leaves,
             metrics: self.metrics,
+            hints: self.hints,
             memory: Memory::new(config.limits.replay_memory),
             release_held: release_held.clone(),
             settings: Settings {

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod hints;
 pub mod metrics;
 pub mod net;
 pub mod proxy;

@@ -32,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::Secret;
+use crate::hints::Hints;
 use crate::metrics::Metrics;
 use crate::refresh::Refresher;
 use crate::token::{Clock, TokenCache};
@@ -57,6 +58,8 @@ pub struct AdminState {
     pub refresher: Arc<Refresher>,
     /// What has happened so far.
     pub metrics: Arc<Metrics>,
+    /// What people get wrong.
+    pub hints: Arc<Hints>,
     /// Says whether the token has expired.
     pub clock: Arc<Clock>,
     /// The program's version.

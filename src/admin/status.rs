@@ -3,6 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::AdminState;
+use crate::hints::Silence;
 use crate::metrics::Route;
 use crate::refresh::RefreshStatus;
 use crate::token::{Published, Timestamp};
@@ -29,7 +30,7 @@ pub(super) struct Status {
     connections: usize,
     #[serde(serialize_with = "by_route")]
     requests: Vec<(Route, u64)>,
-    hints: Vec<&'static str>,
+    hints: Vec<String>,
 }
 
 /// A token without its secret.
@@ -70,7 +71,7 @@ impl Status {
         let renewal = state.refresher.status();
         let requests = state.metrics.requests_by_route();
         let facts = Facts {
-            requests: &requests,
+            silence: state.hints.silence(&requests),
             token: TokenFact::of(current.as_deref()),
             redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
             verifier_blind: !renewal.verifier.trusted,
@@ -80,7 +81,7 @@ impl Status {
             uptime_s: state.started.elapsed().as_secs(),
             readiness: Readiness::of(state),
             token: current.as_deref().map(TokenStatus::of),
-            hints: facts.hints(),
+            hints: facts.hints().chain(state.hints.texts()).collect(),
             renewal,
             held: state.metrics.held(),
             connections: state.metrics.connections(),
@@ -104,10 +105,10 @@ impl TokenStatus {
     }
 }
 
-/// What hints are drawn from.
+/// What hints are drawn from, beside those that have been told.
 #[derive(Clone, Copy, Default)]
-struct Facts<'a> {
-    requests: &'a [(Route, u64)],
+struct Facts {
+    silence: Option<Silence>,
     token: TokenFact,
     redis_down: bool,
     verifier_blind: bool,
@@ -131,24 +132,17 @@ impl TokenFact {
     }
 }
 
-impl Facts<'_> {
+impl Facts {
     /// What a person should know, what hurts most first.
-    fn hints(&self) -> Vec<&'static str> {
-        let quiet = self.count(is_api) == 0;
-        let elsewhere = self.count(|route| !is_api(route)) > 0;
+    fn hints(self) -> impl Iterator<Item = String> {
         let hints = [
-            (self.token == TokenFact::None, "no token yet; see last_error in refresh"),
-            (self.verifier_blind, BLIND_VERIFIER),
-            (self.token == TokenFact::Unverified, UNVERIFIED),
-            (self.redis_down, "Redis cannot be reached; the token is kept without it meanwhile"),
-            (quiet && !elsewhere, "no request to the API seen; is HTTPS_PROXY set?"),
-            (quiet && elsewhere, ONLY_ELSEWHERE),
+            (self.token == TokenFact::None).then_some("no token yet; see last_error in refresh"),
+            self.verifier_blind.then_some(BLIND_VERIFIER),
+            (self.token == TokenFact::Unverified).then_some(UNVERIFIED),
+            self.redis_down.then_some(REDIS_DOWN),
+            self.silence.map(Silence::text),
         ];
-        hints.into_iter().filter_map(|(applies, hint)| applies.then_some(hint)).collect()
-    }
-
-    fn count(&self, of: impl Fn(Route) -> bool) -> u64 {
-        self.requests.iter().filter(|(route, _)| of(*route)).map(|(_, count)| count).sum()
+        hints.into_iter().flatten().map(str::to_owned)
     }
 }
 
@@ -156,16 +150,7 @@ const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cann
     from a bad one; set it to an address that needs a token";
 const UNVERIFIED: &str =
     "the token is not verified yet; VERIFY_URL gave no verdict, and no real answer has come";
-const ONLY_ELSEWHERE: &str = "no request to the API seen, only to other hosts; \
-    is the API's host in API_ORIGINS?";
-
-/// Whether requests of this route go to the API.
-fn is_api(route: Route) -> bool {
-    match route {
-        Route::Intercept | Route::Absolute | Route::Gateway | Route::Sni => true,
-        Route::Tunnel | Route::Passthrough => false,
-    }
-}
+const REDIS_DOWN: &str = "Redis cannot be reached; the token is kept without it meanwhile";
 
 fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(requests.iter().map(|(route, count)| (route.as_str(), count)))
@@ -174,7 +159,7 @@ fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S
 #[cfg(test)]
 mod tests {
     use super::{Facts, Readiness, TokenFact};
-    use crate::metrics::Route;
+    use crate::hints::Silence;
     use crate::token::{Candidate, Published, Source, Timestamp, Token, TokenCache};
     use std::collections::HashSet;
     use std::sync::Arc;
@@ -205,38 +190,21 @@ mod tests {
     }
 
     #[test]
-    fn no_request_at_all_gives_a_hint() {
-        let idle = [(Route::Intercept, 0), (Route::Tunnel, 0)];
-        let facts = Facts { requests: &idle, ..Facts::default() };
-        assert_eq!(facts.hints(), ["no request to the API seen; is HTTPS_PROXY set?"]);
-    }
-
-    #[test]
-    fn traffic_to_other_hosts_alone_gives_another_hint() {
-        let only_tunnels = [(Route::Intercept, 0), (Route::Tunnel, 7)];
-        let facts = Facts { requests: &only_tunnels, ..Facts::default() };
-        let hints = facts.hints();
-        assert!(hints.len() == 1 && hints[0].contains("API_ORIGINS"), "{hints:?}");
-    }
-
-    #[test]
     fn a_working_sidecar_gives_no_hint() {
-        let busy = [(Route::Gateway, 1), (Route::Tunnel, 7)];
-        let facts = Facts { requests: &busy, ..Facts::default() };
-        assert!(facts.hints().is_empty());
+        assert_eq!(Facts::default().hints().count(), 0);
     }
 
     #[test]
     fn each_trouble_has_its_hint() {
-        let requests = &[(Route::Gateway, 1)];
-        let well = Facts { requests, ..Facts::default() };
+        let well = Facts::default();
         let trouble = [
             Facts { token: TokenFact::None, ..well },
             Facts { token: TokenFact::Unverified, ..well },
             Facts { redis_down: true, ..well },
             Facts { verifier_blind: true, ..well },
+            Facts { silence: Some(Silence::Complete), ..well },
         ];
-        let hints: HashSet<_> = trouble.iter().flat_map(Facts::hints).collect();
+        let hints: HashSet<_> = trouble.into_iter().flat_map(Facts::hints).collect();
         assert_eq!(hints.len(), trouble.len());
     }
 }

@@ -57,6 +57,7 @@ impl Port {
             cache: Arc::clone(&parts.cache),
             metrics: Arc::clone(&parts.metrics),
             clock: Arc::clone(&parts.clock),
+            hints: Arc::default(),
             refresher: refresher(parts, api),
             version: "1.2.3",
             started: Instant::now(),

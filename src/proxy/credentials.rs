@@ -9,28 +9,48 @@ use sha2::{Digest, Sha256};
 use crate::config::Secret;
 use crate::token::{Clearance, Timestamp, Token};
 
-/// Whether the client comes with a live personal token of its own, in
-/// `Authorization` or, without that field, in its cookie.
-pub(super) fn has_personal_token(headers: &HeaderMap, cookies: &[String], now: Timestamp) -> bool {
-    let is_personal = is_personal_at(now);
-    let mut fields = headers.get_all(AUTHORIZATION).iter().peekable();
-    if fields.peek().is_some() {
-        return fields.filter_map(read_token).any(is_personal);
+/// What the client's own tokens amount to, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum OwnToken {
+    /// None that has expired, and none that is worth more.
+    Absent,
+    /// At best one that has expired.
+    Expired { personal: bool },
+    /// A live anonymous one.
+    Anonymous,
+    /// A live personal one.
+    Personal,
+}
+
+impl OwnToken {
+    /// Reads the client's tokens in `Authorization` or, without that field, in
+    /// its cookie; the best one counts.
+    pub(super) fn of(headers: &HeaderMap, cookies: &[String], now: Timestamp) -> Self {
+        let judge = |token: Token| Self::judge(&token, now);
+        let mut fields = headers.get_all(AUTHORIZATION).iter().peekable();
+        let best = if fields.peek().is_some() {
+            fields.filter_map(read_token).map(judge).max()
+        } else {
+            let values = headers.get_all(COOKIE).iter();
+            let pairs = values.flat_map(|value| token_cookies(value, cookies));
+            pairs.filter_map(|pair| read(pair.value)).map(judge).max()
+        };
+        best.unwrap_or(Self::Absent)
     }
-    let mut values = headers.get_all(COOKIE).iter();
-    values.any(|value| {
-        token_cookies(value, cookies).filter_map(|pair| read(pair.value)).any(is_personal)
-    })
+
+    fn judge(token: &Token, now: Timestamp) -> Self {
+        match (token.is_live(now), token.is_personal()) {
+            (false, personal) => Self::Expired { personal },
+            (true, false) => Self::Anonymous,
+            (true, true) => Self::Personal,
+        }
+    }
 }
 
 /// Whether one of the client's cookies is a token's.
 pub(super) fn has_token_cookie(headers: &HeaderMap, cookies: &[String]) -> bool {
     let mut values = headers.get_all(COOKIE).iter();
     values.any(|value| token_cookies(value, cookies).next().is_some())
-}
-
-fn is_personal_at(now: Timestamp) -> impl Fn(Token) -> bool + Copy {
-    move |token| token.is_personal() && token.is_live(now)
 }
 
 /// Which of the client's cookies hold a token of its own.
@@ -44,7 +64,9 @@ pub(super) struct OwnCookies<'a> {
 
 impl OwnCookies<'_> {
     fn keeps(&self, value: &[u8]) -> bool {
-        self.keep_personal_at.is_some_and(|now| read(value).is_some_and(is_personal_at(now)))
+        self.keep_personal_at.is_some_and(|now| {
+            read(value).is_some_and(|token| OwnToken::judge(&token, now) == OwnToken::Personal)
+        })
     }
 }
 
@@ -162,11 +184,38 @@ fn read(value: &[u8]) -> Option<Token> {
 
 #[cfg(test)]
 mod tests {
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
     use super::*;
 
     fn token() -> Token {
         // {"alg":"none"} . {"exp":9999999999,"type":10} . x
         Token::parse("eyJhbGciOiJub25lIn0.eyJleHAiOjk5OTk5OTk5OTksInR5cGUiOjEwfQ.eA").unwrap()
+    }
+
+    #[test]
+    fn best_of_the_clients_own_tokens_counts() {
+        let jwt = |claims: &str| format!("e30.{}.eA", BASE64_URL_SAFE_NO_PAD.encode(claims));
+        let [old, live] = [900, 1100].map(|exp| jwt(&format!(r#"{{"exp":{exp},"type":10}}"#)));
+        let [old_login, login] =
+            [900, 1100].map(|exp| jwt(&format!(r#"{{"exp":{exp},"type":20}}"#)));
+        let check = |fields: &[(HeaderName, String)], expected| {
+            let value = |value: &String| HeaderValue::from_str(value).unwrap();
+            let headers = fields.iter().map(|(name, text)| (name.clone(), value(text))).collect();
+            let names = ["a".to_owned(), "b".to_owned()];
+            assert_eq!(OwnToken::of(&headers, &names, Timestamp(1000)), expected, "{fields:?}");
+        };
+        let in_field = |token: &str| (AUTHORIZATION, format!("Bearer {token}"));
+        let expired = |personal| OwnToken::Expired { personal };
+        check(&[], OwnToken::Absent);
+        check(&[in_field("x")], OwnToken::Absent);
+        check(&[in_field(&old)], expired(false));
+        check(&[in_field(&old_login)], expired(true));
+        check(&[in_field(&live)], OwnToken::Anonymous);
+        check(&[in_field(&old_login), in_field(&login)], OwnToken::Personal);
+        check(&[(COOKIE, format!("a={old}"))], expired(false));
+        check(&[(COOKIE, format!("a={old}; b={live}"))], OwnToken::Anonymous);
+        check(&[in_field("x"), (COOKIE, format!("a={old}"))], OwnToken::Absent);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One request to its upstream: with the token, held when that is refused or
 //! the anti-bot wall is in the way, sent once more with the next one.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,17 +14,18 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
-use super::credentials::{OwnCookies, has_personal_token, has_token_cookie};
+use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
 use super::error::{PassedOn, ProxyError, mark_passed_on};
 use super::headers::{Rewrite, for_client, for_upstream};
 use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
 use super::service::{Answer, Service};
 use super::{Proxy, Settings};
+use crate::hints::Hint;
 use crate::metrics::{Limit, ReplayOutcome};
 use crate::net::{Upstream, origin_form};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
-use crate::token::{Published, Timestamp};
+use crate::token::Published;
 
 /// Bytes of a refusal that are kept during a hold, so that its connection is free.
 const KEPT_ANSWER: usize = 64 * 1024;
@@ -48,7 +50,7 @@ enum Credentials {
 }
 
 impl Service {
-    /// Forwards `request`, which passed the gate, and returns the answer.
+    /// Forwards the `request` of `client`, which passed the gate, and returns the answer.
     ///
     /// # Errors
     ///
@@ -57,11 +59,12 @@ impl Service {
         &self,
         request: Request<Incoming>,
         to: Outbound<'_>,
+        client: SocketAddr,
     ) -> Result<Answer, ProxyError> {
         let (parts, body) = request.into_parts();
         let proxy = &*self.proxy;
         let credentials = if to.with_token {
-            credentials_of(&parts.headers, &proxy.settings, proxy.clock.now())
+            credentials_of(&parts.headers, proxy, client)
         } else {
             Credentials::Keep
         };
@@ -72,12 +75,20 @@ impl Service {
     }
 }
 
-fn credentials_of(headers: &HeaderMap, settings: &Settings, now: Timestamp) -> Credentials {
-    let cookies = &settings.token_cookies;
-    let add = settings.authorization.always;
-    if settings.authorization.keep_personal && has_personal_token(headers, cookies, now) {
+fn credentials_of(headers: &HeaderMap, proxy: &Proxy, client: SocketAddr) -> Credentials {
+    let Settings { authorization, token_cookies, .. } = &proxy.settings;
+    // Only where a personal one may stay is the client's own token read.
+    let own = authorization
+        .keep_personal
+        .then(|| OwnToken::of(headers, token_cookies, proxy.clock.now()));
+    if let Some(OwnToken::Expired { personal }) = own {
+        proxy.hints.tell(&Hint::stale(client.ip(), personal));
+    }
+    let add = authorization.always;
+    if own == Some(OwnToken::Personal) {
         Credentials::Keep
-    } else if add || headers.contains_key(AUTHORIZATION) || has_token_cookie(headers, cookies) {
+    } else if add || headers.contains_key(AUTHORIZATION) || has_token_cookie(headers, token_cookies)
+    {
         Credentials::Replace { add }
     } else {
         Credentials::Keep

@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Request};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use rustls::AlertDescription;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -27,6 +28,7 @@ use super::gate;
 use super::head::Inspected;
 use super::service::{Answer, Seen, Service};
 use crate::config::normalize_host;
+use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
 use crate::net::origin_form;
 
@@ -38,6 +40,10 @@ pub(super) const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// (RFC 8446 §5.1). No HTTP method starts with it.
 const TLS_HANDSHAKE: u8 = 0x16;
 
+/// How a client looks that went without a word.
+const HANG_UPS: [io::ErrorKind; 3] =
+    [io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+
 /// The tunnel that a client asked for.
 #[derive(Clone)]
 pub(super) struct Tunnelled {
@@ -47,6 +53,8 @@ pub(super) struct Tunnelled {
     pub(super) origin: usize,
     /// What the inner requests count as.
     pub(super) route: Route,
+    /// Whether `doctor` asked for it: what fails there is no client's mistake.
+    pub(super) by_doctor: bool,
 }
 
 impl Service {
@@ -85,13 +93,19 @@ impl Service {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
             return debug!(host = tunnelled.host, "no certificate for an API host");
         };
+        let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
         let accepted = tokio::select! {
-            accepted = timeout(HANDSHAKE_LIMIT, TlsAcceptor::from(config).accept(stream)) => accepted,
+            accepted = timeout(HANDSHAKE_LIMIT, handshake) => accepted,
             () = self.drain().cancelled() => return,
         };
         match accepted {
             Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
-            Ok(Err(error)) => debug!(%error, client.addr = %client, "TLS with the client failed"),
+            Ok(Err((error, stream))) => {
+                debug!(%error, client.addr = %client, "TLS with the client failed");
+                if !tunnelled.by_doctor && is_distrust(&error, stream.answered) {
+                    self.proxy.hints.tell(&Hint::distrust(client.ip()));
+                }
+            }
             Err(_) => {
                 self.proxy.metrics.limited(Limit::HandshakeTime);
                 debug!(client.addr = %client, "TLS with the client took too long");
@@ -123,7 +137,7 @@ impl Service {
         let seen = Seen::of(&request, client);
         let answer = async {
             head?;
-            self.forward_inner(request, tunnelled).await
+            self.forward_inner(request, tunnelled, client).await
         };
         let answer = answer.await;
         let answer = answer.unwrap_or_else(ProxyError::into_response);
@@ -135,6 +149,7 @@ impl Service {
         self: &Rc<Self>,
         request: Request<Incoming>,
         tunnelled: &Tunnelled,
+        client: SocketAddr,
     ) -> Result<Answer, ProxyError> {
         let (mut parts, body) = request.into_parts();
         gate::check(&parts)?;
@@ -162,7 +177,22 @@ impl Service {
         let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
         let upstream = self.api(tunnelled.origin);
         let outbound = Outbound { upstream, host, with_token: true };
-        self.forward(Request::from_parts(parts, body), outbound).await
+        self.forward(Request::from_parts(parts, body), outbound, client).await
+    }
+}
+
+/// Whether a handshake failed because the client does not trust the CA: it
+/// says so, or hangs up once it has been `answered` with our certificate.
+fn is_distrust(error: &io::Error, answered: bool) -> bool {
+    match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        Some(rustls::Error::AlertReceived(alert)) => matches!(
+            alert,
+            AlertDescription::UnknownCA
+                | AlertDescription::BadCertificate
+                | AlertDescription::CertificateUnknown
+        ),
+        Some(_) => false,
+        None => answered && HANG_UPS.contains(&error.kind()),
     }
 }
 
@@ -183,12 +213,14 @@ async fn begin(on_upgrade: OnUpgrade) -> io::Result<Option<(Rewound, u8)>> {
 pub(super) struct Rewound {
     early: Bytes,
     stream: TcpStream,
+    /// Whether anything was written to it.
+    answered: bool,
 }
 
 impl Rewound {
     /// A `stream` that begins with what was read from it before.
     pub(super) fn new(early: Bytes, stream: TcpStream) -> Self {
-        Self { early, stream }
+        Self { early, stream, answered: false }
     }
 
     /// Takes the socket back from hyper.
@@ -201,7 +233,7 @@ impl Rewound {
         let parts = upgraded.downcast::<TokioIo<Inspected<TcpStream>>>();
         let parts =
             parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
-        Ok(Self { early: parts.read_buf, stream: parts.io.into_inner().into_inner() })
+        Ok(Self::new(parts.read_buf, parts.io.into_inner().into_inner()))
     }
 }
 
@@ -228,7 +260,9 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let this = self.get_mut();
+        this.answered = true;
+        Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -244,10 +278,42 @@ impl AsyncWrite for Rewound {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        this.answered = true;
+        Pin::new(&mut this.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alert(alert: AlertDescription) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert))
+    }
+
+    #[test]
+    fn alerts_about_the_certificate_are_distrust() {
+        for description in [
+            AlertDescription::UnknownCA,
+            AlertDescription::BadCertificate,
+            AlertDescription::CertificateUnknown,
+        ] {
+            assert!(is_distrust(&alert(description), true), "{description:?}");
+        }
+        assert!(!is_distrust(&alert(AlertDescription::ProtocolVersion), true));
+        assert!(!is_distrust(&alert(AlertDescription::UserCanceled), true));
+    }
+
+    #[test]
+    fn hanging_up_is_distrust_only_once_the_certificate_is_out() {
+        for kind in HANG_UPS {
+            assert!(is_distrust(&kind.into(), true) && !is_distrust(&kind.into(), false), "{kind}");
+        }
+        assert!(!is_distrust(&io::ErrorKind::TimedOut.into(), true));
     }
 }

@@ -40,6 +40,7 @@ pub use replay::Memory;
 pub use service::Service;
 
 use crate::config::{Authorization, Secret};
+use crate::hints::Hints;
 use crate::metrics::Metrics;
 use crate::net::Dialer;
 use crate::refresh::Refresher;
@@ -62,6 +63,8 @@ pub struct Proxy {
     pub leaves: Leaves,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What clients get wrong.
+    pub hints: Arc<Hints>,
     /// Bytes that may be kept for replay.
     pub memory: Memory,
     /// Cancelled shortly before the drain ends: held requests give up.

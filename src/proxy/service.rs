@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
 use http::{HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -28,8 +28,9 @@ use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::{Proxy, gate};
 use crate::config::normalize_host;
+use crate::hints::{self, Hint, LocalHost};
 use crate::metrics::{Limit, Route, Shard};
-use crate::net::{Client, Door, Reach, Upstream, UpstreamKey, Worker};
+use crate::net::{Client, DialError, Door, Reach, Upstream, UpstreamKey, Worker};
 
 /// Longest rest of a client's connection.
 const CLIENT_IDLE: Duration = Duration::from_secs(90);
@@ -210,9 +211,9 @@ impl Service {
             }
             let request = Request::from_parts(parts, body);
             if request.uri().scheme().is_some() {
-                self.absolute(request, &route).await
+                self.absolute(request, &route, client).await
             } else {
-                self.gateway(request).await
+                self.gateway(request, client).await
             }
         };
         let answer = answer.await.unwrap_or_else(ProxyError::into_response);
@@ -248,10 +249,12 @@ impl Service {
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
             route.set(Route::Intercept);
-            return Ok(Next::Intercept(Tunnelled { host, origin, route: Route::Intercept }));
+            let by_doctor = parts.headers.get(USER_AGENT) == Some(&hints::DOCTOR);
+            let route = Route::Intercept;
+            return Ok(Next::Intercept(Tunnelled { host, origin, route, by_doctor }));
         }
-        let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await?;
-        Ok(Next::Tunnel(upstream))
+        let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await;
+        Ok(Next::Tunnel(upstream.inspect_err(|error| self.hint_at_local(&host, error))?))
     }
 
     /// An absolute-form target: to the API with the token, else without.
@@ -259,6 +262,7 @@ impl Service {
         self: &Rc<Self>,
         mut request: Request<Incoming>,
         route: &Cell<Route>,
+        client: SocketAddr,
     ) -> Result<Answer, ProxyError> {
         let (parts, body) = request.into_parts();
         self.check_proxy_auth(&parts)?;
@@ -269,7 +273,7 @@ impl Service {
             return Err(ProxyError::BadRequest("the target names no host"));
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
-            return self.forward(request, self.to_api(origin)).await;
+            return self.forward(request, self.to_api(origin), client).await;
         }
         route.set(Route::Passthrough);
         // RFC 9112 §3.2.2: the target's authority is the Host.
@@ -277,17 +281,30 @@ impl Service {
         let host_field = authority.and_then(|authority| HeaderValue::try_from(authority).ok());
         let key = UpstreamKey { host, port, tls, reach: Reach::Client };
         let upstream = self.other(key);
-        self.forward(
-            request,
-            Outbound { upstream: &upstream, host: host_field.as_ref(), with_token: false },
-        )
-        .await
+        let to = Outbound { upstream: &upstream, host: host_field.as_ref(), with_token: false };
+        self.forward(request, to, client).await.inspect_err(|error| {
+            if let ProxyError::Dial(error) = error {
+                self.hint_at_local(&upstream.key().host, error);
+            }
+        })
+    }
+
+    /// Tells of a host that no client should reach through a proxy, unless the
+    /// operator lets it.
+    fn hint_at_local(&self, host: &str, error: &DialError) {
+        // One that is allowed can at worst be down.
+        if !matches!(error, DialError::Connect { .. } | DialError::Timeout { .. })
+            && let Some(host) = LocalHost::of(host)
+        {
+            self.proxy.hints.tell(&Hint::NoProxy(host));
+        }
     }
 
     /// An origin-form target: the gateway, and the files for a parser's trust.
     async fn gateway(
         self: &Rc<Self>,
         mut request: Request<Incoming>,
+        client: SocketAddr,
     ) -> Result<Answer, ProxyError> {
         let settings = &self.proxy.settings;
         match request.uri().path() {
@@ -307,7 +324,7 @@ impl Service {
         let path = request.uri().path();
         let origin = self.proxy.origins.by_gateway(request.headers().get(HOST), path);
         let origin = origin.ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })?;
-        self.forward(request, self.to_api(origin)).await
+        self.forward(request, self.to_api(origin), client).await
     }
 
     /// The way to API origin `index`, with the `Host` that it expects.

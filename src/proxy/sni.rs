@@ -70,7 +70,8 @@ impl Service {
         };
         match self.proxy.origins.by_name(&name) {
             Some(origin) => {
-                let tunnelled = Tunnelled { host: name, origin, route: Route::Sni };
+                let route = Route::Sni;
+                let tunnelled = Tunnelled { host: name, origin, route, by_doctor: false };
                 self.intercept_tls(stream, &tunnelled, client).await;
             }
             None => self.pass_on(stream, &name, client).await,

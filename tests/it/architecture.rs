@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The layers from left to right.
 const LAYERS: [&[&str]; 8] = [
     &["config", "metrics", "telemetry"],
-    &["token", "tls", "net"],
+    &["hints", "token", "tls", "net"],
     &["refresh"],
     &["proxy", "admin"],
     &["app"],

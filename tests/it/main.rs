@@ -21,6 +21,7 @@ mod drain;
 mod fidelity;
 mod gate;
 mod herd;
+mod hints;
 mod hold;
 mod parent;
 mod refusal;

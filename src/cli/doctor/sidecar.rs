@@ -10,6 +10,7 @@ use super::report::Check;
 use super::{Patient, readable, verifier};
 use crate::cli::client::{request, root_cause};
 use crate::config::{Config, Secret, reachable};
+use crate::hints;
 
 /// Longest wait for the admin port.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -142,6 +143,8 @@ fn parser(config: &Config, ca_pem: &[u8]) -> reqwest::Result<Client> {
     if let Some((user, password)) = pair.and_then(|pair| pair.split_once(':')) {
         proxy = proxy.basic_auth(user, password);
     }
+    // Goes with the CONNECT alone.
+    proxy = proxy.headers([(header::USER_AGENT, hints::DOCTOR)].into_iter().collect());
     let trusted = Certificate::from_pem(ca_pem)?;
     Client::builder().proxy(proxy).tls_certs_only([trusted]).build()
 }
