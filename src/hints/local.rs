@@ -26,14 +26,12 @@ impl fmt::Display for LocalHost {
 }
 
 fn is_local(host: &str) -> bool {
-    match host.parse::<IpAddr>() {
-        Ok(address) => address.to_canonical().is_loopback(),
-        // An IPv6 literal with a zone does not parse.
-        Err(_) => {
-            let single = !host.is_empty() && !host.contains(['.', ':']);
-            single || host.ends_with(".localhost")
-        }
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return address.to_canonical().is_loopback();
     }
+    // An IPv6 literal with a zone does not parse.
+    let is_single = !host.is_empty() && !host.contains(['.', ':']);
+    is_single || host.ends_with(".localhost")
 }
 
 fn printable(host: &str) -> String {

@@ -182,7 +182,8 @@ impl Service {
 }
 
 /// Whether a handshake failed because the client does not trust the CA: it
-/// says so, or hangs up once it has been `answered` with our certificate.
+/// says so or, as Node does, is gone without a word once it has been
+/// `answered` with our certificate.
 fn is_distrust(error: &io::Error, answered: bool) -> bool {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => matches!(

@@ -114,6 +114,36 @@ async fn urllib_without_the_ca_is_told_once() {
 }
 
 #[tokio::test]
+async fn node_without_the_ca_is_told_once() {
+    if !is_installed("Node", "node", &["--version"]) {
+        return;
+    }
+    let mut stage = Stage::new().await;
+    stage.set("SNI_LISTEN", "127.0.0.1:0");
+    let world = stage.start().await;
+    let port = world.sidecar.sni().port();
+    // As behind an alias. It hangs up without an alert.
+    let program = format!(
+        "require('https').get({{host: '127.0.0.1', port: {port}, servername: '{API}', path: '{PATH}'}})"
+    );
+    for _ in 0..2 {
+        let complaint = "unable to verify the first certificate";
+        fail(&world, Command::new("node"), &["-e", &program], complaint).await;
+    }
+    check_failed_handshakes(&world, 2).await;
+    check_distrust_is_told(&world, "127.0.0.1").await;
+}
+
+#[tokio::test]
+async fn client_that_ends_its_connection_in_order_is_not_told_of() {
+    let world = World::start().await;
+    let mut session = world.open(Way::Intercept).await;
+    session.wire.try_finish().await.unwrap();
+    assert!(session.wire.closed().await.is_empty());
+    check_is_not_told(&world, "ca_not_trusted", "TLS").await;
+}
+
+#[tokio::test]
 async fn client_that_hangs_up_at_the_certificate_is_told_once() {
     let world = World::start().await;
     for _ in 0..2 {
