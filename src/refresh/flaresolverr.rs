@@ -259,6 +259,16 @@ mod tests {
         Arc::new(FlareSolverr::from_settings(&settings).unwrap().unwrap())
     }
 
+    /// A solver that always gives this token.
+    async fn giving(token: &str) -> Origin {
+        let reply = testing::solved(token);
+        Origin::start(move |_| {
+            let reply = reply.clone();
+            async move { testing::json(200, &reply) }
+        })
+        .await
+    }
+
     #[test]
     fn the_url_may_come_with_v1_or_without() {
         for url in ["http://s:8191", "http://s:8191/", "http://s:8191/v1", "http://s:8191/v1/"] {
@@ -273,12 +283,7 @@ mod tests {
     #[tokio::test]
     async fn the_page_is_asked_for_as_documented() {
         let token = jwt("a", 600);
-        let reply = testing::solved(&token);
-        let origin = Origin::start(move |_| {
-            let reply = reply.clone();
-            async move { testing::json(200, &reply) }
-        })
-        .await;
+        let origin = giving(&token).await;
         let solver = client(&origin.url("/v1"), Duration::from_secs(45));
         assert_eq!(solver.solve().await.unwrap().token.expose(), token);
         let [request] = &origin.requests()[..] else { panic!("one request") };
@@ -383,13 +388,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_solver_is_told_of_the_parent_proxy() {
-        let token = jwt("a", 600);
-        let reply = testing::solved(&token);
-        let origin = Origin::start(move |_| {
-            let reply = reply.clone();
-            async move { testing::json(200, &reply) }
-        })
-        .await;
+        let origin = giving(&jwt("a", 600)).await;
         let parent = |user: Option<&str>, password: Option<&str>| ParentProxy {
             host: "parent.test".to_owned(),
             port: 3128,

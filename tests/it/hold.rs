@@ -7,26 +7,13 @@ use crate::support::{Stage, World, until};
 
 const PATH: &str = "/web/api/v2/x";
 
-/// A world whose solver waits for a word, with no other source.
-async fn paused(variables: &[(&str, &str)]) -> World {
-    let mut stage = Stage::new().await;
-    stage.set("TOKEN_SOURCES", "flaresolverr");
-    for (name, value) in variables {
-        stage.set(name, value);
-    }
-    let world = stage.start().await;
-    world.solver.pause();
-    world.kill_token();
-    world
-}
-
 async fn held(world: &World, count: u64) {
     until(&format!("{count} held"), async || world.sidecar.status().await["held"] == count).await;
 }
 
 #[tokio::test]
 async fn requests_beyond_max_held_get_503_at_once() {
-    let world = paused(&[("MAX_HELD", "2")]).await;
+    let world = World::paused(&[("MAX_HELD", "2")]).await;
     let mut first = world.open(Way::Intercept).await;
     let mut second = world.open(Way::AbsoluteHttp).await;
     first.send(&Request::get(PATH)).await;
@@ -44,7 +31,7 @@ async fn requests_beyond_max_held_get_503_at_once() {
 
 #[tokio::test]
 async fn client_that_hangs_up_ends_its_hold_and_not_the_run() {
-    let world = paused(&[]).await;
+    let world = World::paused(&[]).await;
     for way in [Way::Intercept, Way::AbsoluteHttp] {
         let mut session = world.open(way).await;
         session.send(&Request::get(PATH)).await;
@@ -63,7 +50,7 @@ async fn client_that_hangs_up_ends_its_hold_and_not_the_run() {
 
 #[tokio::test]
 async fn others_of_the_same_hold_outlive_one_that_hangs_up() {
-    let world = paused(&[]).await;
+    let world = World::paused(&[]).await;
     let mut leaver = world.open(Way::Intercept).await;
     let mut stayer = world.open(Way::Intercept).await;
     leaver.send(&Request::get(PATH)).await;
@@ -78,7 +65,7 @@ async fn others_of_the_same_hold_outlive_one_that_hangs_up() {
 
 #[tokio::test]
 async fn run_goes_on_after_every_hold_has_timed_out() {
-    let world = paused(&[("HOLD_TIMEOUT", "200ms")]).await;
+    let world = World::paused(&[("HOLD_TIMEOUT", "200ms")]).await;
     for _ in 0..3 {
         let response = world.get(PATH).await;
         assert_eq!((response.status, response.code().as_str()), (503, "hold_timeout"));
@@ -129,7 +116,7 @@ async fn request_without_any_token_gets_503_at_once_during_back_off() {
 
 #[tokio::test]
 async fn nothing_but_the_answer_is_sent_after_a_hold() {
-    let world = paused(&[]).await;
+    let world = World::paused(&[]).await;
     for way in Way::ALL {
         world.solver.pause();
         world.kill_token();
@@ -144,7 +131,7 @@ async fn nothing_but_the_answer_is_sent_after_a_hold() {
 
 #[tokio::test]
 async fn hold_is_measured() {
-    let world = paused(&[]).await;
+    let world = World::paused(&[]).await;
     let mut session = world.open(Way::Intercept).await;
     session.send(&Request::get(PATH)).await;
     held(&world, 1).await;

@@ -8,7 +8,7 @@ use super::matrix::{AIOHTTP, HTTPX};
 use super::{Way, run};
 use crate::support::parser::{in_container, script};
 use crate::support::sidecar::{output, stdout};
-use crate::support::{Stage, World};
+use crate::support::World;
 
 /// How long the solve lasts, and the patience of those who wait for it.
 struct Story {
@@ -18,19 +18,6 @@ struct Story {
     solve: Duration,
     /// The least that the first 429 says, in seconds.
     retry_after: u64,
-}
-
-/// A world in which only the solver gives tokens, and waits for a word before it does.
-async fn paused(variables: &[(&str, &str)]) -> World {
-    let mut stage = Stage::new().await;
-    stage.set("TOKEN_SOURCES", "flaresolverr");
-    for (name, value) in variables {
-        stage.set(name, value);
-    }
-    let world = stage.start().await;
-    world.solver.pause();
-    world.kill_token();
-    world
 }
 
 /// Plays the old system's client with that many tries, and returns what it said.
@@ -47,7 +34,7 @@ async fn check_old_client(story: Story) {
         return;
     }
     let variables = [("HOLD_TIMEOUT", story.hold_timeout), ("RETRY_STATUS", "429")];
-    let world = paused(&variables).await;
+    let world = World::paused(&variables).await;
     let solve = async {
         world.solver.asked(1).await;
         sleep(story.solve).await;
@@ -88,7 +75,7 @@ async fn check_httpx(seconds: &str) {
         return;
     };
     let mut next = script(HTTPX.name, "httpx_once.py", "httpx").unwrap();
-    let world = paused(&[]).await;
+    let world = World::paused(&[]).await;
     let [base, _] = Way::Proxy.bases(&world);
     first.args([&base, seconds]);
     next.args([&base, seconds]);

@@ -221,6 +221,16 @@ impl World {
         stage.start().await
     }
 
+    /// One whose token has died, and whose solver, with no other source, waits
+    /// for a word before it gives the next.
+    pub(crate) async fn paused(variables: &[(&str, &str)]) -> Self {
+        let sources = [("TOKEN_SOURCES", "flaresolverr")];
+        let world = Self::with(&[&sources, variables].concat()).await;
+        world.solver.pause();
+        world.kill_token();
+        world
+    }
+
     /// What the sidecar does by itself at first is done: the token of the env
     /// file is verified, the verifier calibrated.
     async fn settled(&self) {
