@@ -75,6 +75,7 @@ impl Status {
             token: TokenFact::of(current.as_deref()),
             redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
             verifier_blind: !renewal.verifier.trusted,
+            walled: renewal.refresh.walled_s > 0.0,
         };
         Self {
             version: state.version,
@@ -112,6 +113,7 @@ struct Facts {
     token: TokenFact,
     redis_down: bool,
     verifier_blind: bool,
+    walled: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -136,7 +138,8 @@ impl Facts {
     /// What a person should know, what hurts most first.
     fn hints(self) -> impl Iterator<Item = String> {
         let hints = [
-            (self.token == TokenFact::None).then_some("no token yet; see last_error in refresh"),
+            (self.token == TokenFact::None).then_some(NO_TOKEN),
+            self.walled.then_some(WALLED),
             self.verifier_blind.then_some(BLIND_VERIFIER),
             (self.token == TokenFact::Unverified).then_some(UNVERIFIED),
             self.redis_down.then_some(REDIS_DOWN),
@@ -146,6 +149,10 @@ impl Facts {
     }
 }
 
+const NO_TOKEN: &str =
+    "no token yet; refresh says whether a run is under way, or why the last failed";
+const WALLED: &str = "the anti-bot wall is up and no source gives a token that passes it; is \
+    FLARESOLVERR_URL set, and does FlareSolverr go out by the same address?";
 const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cannot tell a good one \
     from a bad one; set it to an address that needs a token";
 const UNVERIFIED: &str =
@@ -202,6 +209,7 @@ mod tests {
             Facts { token: TokenFact::Unverified, ..well },
             Facts { redis_down: true, ..well },
             Facts { verifier_blind: true, ..well },
+            Facts { walled: true, ..well },
             Facts { silence: Some(Silence::Complete), ..well },
         ];
         let hints: HashSet<_> = trouble.into_iter().flat_map(Facts::hints).collect();

@@ -218,8 +218,10 @@ impl Accept {
     async fn run(mut self, worker: &Worker, serve: impl Fn(Client)) -> io::Result<()> {
         let listeners = std::mem::take(&mut self.listeners).into_iter();
         let listeners = listeners.map(|(door, listener)| Ok((door, register(listener)?)));
-        let listeners = listeners.collect::<io::Result<Vec<_>>>()?;
+        let mut listeners = listeners.collect::<io::Result<Vec<_>>>()?;
         loop {
+            // Not always the same one first: it could starve the others.
+            listeners.rotate_left(1);
             tokio::select! {
                 biased;
                 () = worker.drain.cancelled() => return Ok(()),

@@ -154,7 +154,7 @@ impl Exchange<'_> {
         match verdict {
             // The body may have gone on, and outgrown its limit, meanwhile.
             Verdict::Replay(_) if !self.body.is_replayable() => Ok(self.not_replayable(refused)),
-            Verdict::Replay(next) => self.replay(&next).await,
+            Verdict::Replay(next) => self.replay(&next, refusal.objection).await,
             Verdict::PassOn => Ok(refused.into_answer()),
             Verdict::Failed(failure) => {
                 // During back-off there was no wish for a replay.
@@ -167,13 +167,16 @@ impl Exchange<'_> {
     }
 
     /// The second sending. Whatever comes is the client's answer.
-    async fn replay(&self, next: &Arc<Published>) -> Result<Answer, ProxyError> {
+    async fn replay(&self, next: &Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
         let sent_at = Instant::now();
         let answer = self.send(Some(next)).await?;
         if let Some(objection) = objection(&answer) {
-            self.proxy.refresher.report(self.refusal(objection, next, sent_at));
+            self.proxy.refresher.refused_again(self.refusal(objection, next, sent_at));
             self.proxy.metrics.replay(ReplayOutcome::RefusedAgain);
         } else {
+            if after == Objection::Wall {
+                self.proxy.refresher.passed_wall(next.generation);
+            }
             self.confirm(next, answer.status());
             self.proxy.metrics.replay(ReplayOutcome::Answered);
         }
@@ -233,18 +236,17 @@ impl Exchange<'_> {
     }
 
     fn refusal(&self, objection: Objection, used: &Published, sent_at: Instant) -> Refusal {
-        Refusal {
-            objection,
-            generation: used.generation,
-            sent_at,
-            endpoint: Endpoint::new(&self.parts.method, self.parts.uri.path()),
-        }
+        Refusal { objection, generation: used.generation, sent_at, endpoint: self.endpoint() }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint::new(&self.parts.method, self.parts.uri.path())
     }
 
     /// An answer that only a good token gets is as good as a verdict.
     fn confirm(&self, used: &Published, status: StatusCode) {
         if !used.is_verified() && status.is_success() {
-            self.proxy.refresher.confirm(used.generation);
+            self.proxy.refresher.confirm(used.generation, self.endpoint());
         }
     }
 

@@ -55,8 +55,9 @@ impl View<'_> {
         // `None` is older than anything, and so is no token at all.
         let ours_issued = self.ours.and_then(|ours| ours.token.issued_at());
         let newer = self.ours.is_none() || stored.token.issued_at() > ours_issued;
-        // What passes the wall there need not pass it here.
-        let proven = stored.verified && !stored.foreign && !stored.needs_clearance;
+        // What passes there need not pass the wall here.
+        let wall = stored.needs_clearance || self.ours.is_some_and(|ours| ours.needs_clearance);
+        let proven = stored.verified && !stored.foreign && !wall;
         match (newer, stored.foreign || !self.ours_usable, proven) {
             (true, _, true) => Adoption::Take,
             (true, _, false) | (false, true, _) => Adoption::Examine { newer },
@@ -137,6 +138,11 @@ mod tests {
         let mut theirs = stored(6, false, true);
         theirs.needs_clearance = true;
         let decision = decide(Some(&theirs), Some(&ours(5, true)), true);
+        assert_eq!(decision, Adoption::Examine { newer: true });
+        // Nor is one taken unseen where ours needs it.
+        let ours = TokenCache::new()
+            .publish(ours(5, true).candidate().with_clearance(Arc::default(), true), Timestamp(0));
+        let decision = decide(Some(&stored(6, false, true)), Some(&ours), true);
         assert_eq!(decision, Adoption::Examine { newer: true });
     }
 

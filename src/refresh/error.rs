@@ -164,6 +164,11 @@ impl SourceError {
         }
     }
 
+    /// Whether the token that came is dead.
+    pub(super) fn is_of_dead_token(&self) -> bool {
+        matches!(self, Self::KnownRefused | Self::Rejected | Self::Expired)
+    }
+
     /// The same failure with the rest that its answer asked for.
     pub(super) fn with_rest(self, rest: Duration) -> Self {
         match self {

@@ -171,7 +171,10 @@ impl FlareSolverr {
         let Some(rest) = rest.map(|rest| rest.min(LONGEST_REST)) else {
             return Ok((status, reply?));
         };
-        *lock(&self.rests_until) = Some(Instant::now() + rest);
+        let until = Some(Instant::now() + rest);
+        let mut rests_until = lock(&self.rests_until);
+        *rests_until = until.max(*rests_until);
+        drop(rests_until);
         reply.map(|reply| (status, reply)).map_err(|error| error.with_rest(rest))
     }
 

@@ -31,6 +31,7 @@ mod solution;
 mod sources;
 mod status;
 mod stores;
+mod stubborn;
 mod tasks;
 #[cfg(test)]
 mod testing;

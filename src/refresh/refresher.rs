@@ -20,8 +20,11 @@ use super::run::{Cause, LastRun, Outcome};
 use super::schedule::Schedule;
 use super::sources::{Solved, Sources};
 use super::stores::Stores;
+use super::stubborn::Stubborn;
 use super::verifier::{Finding, Opinion, Passage, Verifier};
-use super::{FailureReason, Objection, RefreshFailure, RefreshSettings, Refusal, Verdict, lock};
+use super::{
+    Endpoint, FailureReason, Objection, RefreshFailure, RefreshSettings, Refusal, Verdict, lock,
+};
 use crate::metrics::Metrics;
 use crate::net::Dialer;
 use crate::token::{Candidate, Clock, Cookies, Generation, Published, Token, TokenCache};
@@ -76,8 +79,12 @@ pub struct Refresher {
     pub(super) late: Mutex<Option<mpsc::UnboundedReceiver<Solved>>>,
     /// The last resort at start.
     pub(super) environment: Option<Token>,
+    /// What the last run for the wall's sake has put in force, until a request
+    /// has passed with it.
+    pub(super) walled_run: Mutex<Option<Generation>>,
     judge: Judge,
     denied: Denied,
+    stubborn: Stubborn,
     schedule: Mutex<Schedule>,
     refresh_every: Duration,
     /// Names of the token's cookie, the preferred first.
@@ -112,7 +119,9 @@ impl Refresher {
             woken: Notify::new(),
             late: Mutex::new(Some(late)),
             environment: settings.environment,
+            walled_run: Mutex::default(),
             denied: Denied::default(),
+            stubborn: Stubborn::default(),
             schedule: Mutex::default(),
             refresh_every: settings.refresh_every,
             token_cookies: settings.token_cookies,
@@ -167,7 +176,7 @@ impl Refresher {
             None => Cause::Refused,
             Some(refused) => {
                 let finding = self.finding(&refusal, &refused).await;
-                match self.settle(refusal.objection, finding, &refused) {
+                match self.settle(&refusal, finding, &refused) {
                     Ok(verdict) => return verdict,
                     Err(cause) => cause,
                 }
@@ -182,20 +191,44 @@ impl Refresher {
     /// What follows from the judge's finding, or why a run must follow.
     fn settle(
         &self,
-        objection: Objection,
+        refusal: &Refusal,
         finding: Finding,
         refused: &Published,
     ) -> Result<Verdict, Cause> {
-        match (objection, finding.opinion, finding.passage) {
+        match (refusal.objection, finding.opinion, finding.passage) {
             (Objection::Token, Opinion::Good, _) => Ok(Verdict::PassOn),
+            (Objection::Token, Opinion::Unknown, _) if self.is_its_own(refusal, refused) => {
+                Ok(Verdict::PassOn)
+            }
             (Objection::Token, _, _) | (_, Opinion::Bad, _) => Err(Cause::Refused),
-            (Objection::Wall, _, Passage::Walled) => Err(Cause::Walled),
+            (Objection::Wall, _, Passage::Walled) => self.meet_wall(refused),
             (Objection::Wall, opinion, Passage::Cleared) if !refused.needs_clearance => {
                 let verified = opinion == Opinion::Good || refused.is_verified();
                 Ok(Verdict::Replay(self.add_clearance(refused, verified)))
             }
             (Objection::Wall, _, _) => Ok(Verdict::PassOn),
         }
+    }
+
+    /// Whether the 401 is that endpoint's own, as far as can be told without a
+    /// verdict: it refused a new token before, and this one works elsewhere.
+    fn is_its_own(&self, refusal: &Refusal, refused: &Published) -> bool {
+        refused.is_verified() && self.stubborn.contains(refusal.endpoint, Instant::now())
+    }
+
+    /// The wall lets the token in force pass no longer: a run has to follow,
+    /// unless the token is the last one's, and no request has passed with it.
+    fn meet_wall(&self, refused: &Published) -> Result<Verdict, Cause> {
+        if *lock(&self.walled_run) != Some(refused.generation) {
+            return Err(Cause::Walled);
+        }
+        self.schedule().wall_stands(Instant::now());
+        self.held_up(Objection::Wall).map(Verdict::Failed).ok_or(Cause::Walled)
+    }
+
+    /// A request that had met the wall has passed it with `generation`.
+    pub fn passed_wall(&self, generation: Generation) {
+        lock(&self.walled_run).take_if(|of_run| *of_run == generation);
     }
 
     /// A live token: the one in force, or that of a run if there is none or it
@@ -213,15 +246,30 @@ impl Refresher {
         }
     }
 
+    /// The replay was refused too: has that judged in the background.
+    pub fn refused_again(self: &Arc<Self>, refusal: Refusal) {
+        if refusal.objection == Objection::Token {
+            self.stubborn.add(refusal.endpoint, Instant::now());
+        }
+        self.report(refusal);
+    }
+
     /// A refusal that nobody waits for: has it judged in the background.
     pub fn report(self: &Arc<Self>, refusal: Refusal) {
         let this = Arc::clone(self);
         self.handle.spawn(async move { this.refused(refusal).await });
     }
 
-    /// A real answer, a success, came for `generation`: its token
-    /// counts as verified from now on, and is saved. Costs nothing if it did.
-    pub fn confirm(&self, generation: Generation) {
+    /// A real answer, a success, came from `endpoint` for `generation`: its
+    /// token counts as verified from now on, and is saved. Costs little if it
+    /// did.
+    pub fn confirm(&self, generation: Generation, endpoint: Endpoint) {
+        self.stubborn.remove(endpoint);
+        self.prove(generation);
+    }
+
+    /// The token of `generation` counts as verified from now on.
+    pub(super) fn prove(&self, generation: Generation) {
         if self.cache.confirm(generation) {
             debug!(generation = generation.0, "token confirmed");
             self.schedule().proven();
@@ -280,7 +328,12 @@ impl Refresher {
                 // Published just before the refused request was sent with it.
                 Ok(published) if Some(published.generation) <= older => {}
                 Ok(published) => return Ok(published),
-                Err(error) => return Err(self.failure(FailureReason::RefreshFailed, error)),
+                Err(error) => {
+                    let failure = self.failure(FailureReason::RefreshFailed, error);
+                    let pause = self.held_up(objection_of(cause));
+                    let longest = pause.map_or(failure.retry_after, |pause| pause.retry_after);
+                    return Err(RefreshFailure { retry_after: longest, ..failure });
+                }
             }
         }
     }
@@ -304,8 +357,7 @@ impl Refresher {
         if cause == Cause::Refused {
             self.count_disappointment();
         }
-        let objection = if cause == Cause::Walled { Objection::Wall } else { Objection::Token };
-        self.held_up(objection).or_else(|| self.held_up(Objection::Token)).map(Err)
+        self.held_up(objection_of(cause)).or_else(|| self.held_up(Objection::Token)).map(Err)
     }
 
     /// Where the verifier cannot tell, a source may give one useless token
@@ -390,9 +442,6 @@ impl Refresher {
     }
 
     fn put_in_force(&self, candidate: Candidate) -> Arc<Published> {
-        if candidate.verified {
-            self.schedule().wall_passed();
-        }
         let published = self.cache.publish(candidate, self.clock.now());
         let expires_at = published.token.expires_at().map(|at| at.0);
         self.metrics.token(published.generation.0, expires_at);
@@ -430,4 +479,9 @@ impl Refresher {
     fn failure(&self, reason: FailureReason, error: Arc<RefreshError>) -> RefreshFailure {
         RefreshFailure { reason, retry_after: self.retry_after(), error }
     }
+}
+
+/// What a run for this cause is to get past.
+fn objection_of(cause: Cause) -> Objection {
+    if cause == Cause::Walled { Objection::Wall } else { Objection::Token }
 }

@@ -117,7 +117,13 @@ impl Refresher {
         let walled = Mutex::new(None);
         let race = self.sources.race(|source, offer| self.check(source, offer, &walled));
         match race.await {
-            Ok(candidate) => Ok(self.publish(candidate)),
+            Ok(candidate) => {
+                if cause == Cause::ByHand {
+                    // Whether it passes the wall the next request will show.
+                    self.schedule().wall_passed();
+                }
+                Ok(self.publish(candidate))
+            }
             Err(failures) => self.publish_walled(lock(&walled).take(), failures),
         }
     }
@@ -158,18 +164,30 @@ impl Refresher {
             return Err(SourceError::Expired);
         }
         let candidate = candidate(&found, source);
-        let finding = self.verifier.examine(&found.token, &candidate.clearance).await;
+        let finding = self.examine(&candidate).await;
         match finding {
-            Finding { opinion: Opinion::Bad, .. } => {
-                self.deny(&found.token);
-                Err(SourceError::Rejected)
-            }
+            Finding { opinion: Opinion::Bad, .. } => Err(SourceError::Rejected),
             Finding { passage: Passage::Walled, .. } => {
-                lock(walled).get_or_insert(candidate);
+                // Some endpoints may let it pass with its clearance all the same.
+                let clearance = Arc::clone(&candidate.clearance);
+                let needed = !clearance.is_empty();
+                lock(walled).get_or_insert(candidate.with_clearance(clearance, needed));
                 Err(SourceError::Walled)
             }
             finding => Ok(finding.of(candidate)),
         }
+    }
+
+    /// Has a token judged from here that may be put in force, and draws what
+    /// follows for others: a bad one is denied, a good one has passed the wall.
+    pub(super) async fn examine(&self, candidate: &Candidate) -> Finding {
+        let finding = self.verifier.examine(&candidate.token, &candidate.clearance).await;
+        match finding.opinion {
+            Opinion::Bad => self.deny(&candidate.token),
+            Opinion::Good => self.schedule().wall_passed(),
+            Opinion::Unknown => {}
+        }
+        finding
     }
 
     /// Another sidecar, or an operator, may have put a token there.
@@ -200,7 +218,11 @@ impl Refresher {
         let error = outcome.as_ref().err().cloned();
         *lock(&self.last_run) = Some(LastRun { error, took });
         match outcome {
-            Ok(published) => self.succeeded(cause, published, took),
+            Ok(published) => {
+                let for_wall = self.walled.load(Ordering::Relaxed);
+                *lock(&self.walled_run) = for_wall.then_some(published.generation);
+                self.succeeded(cause, published, took);
+            }
             Err(error) => self.failed(error, took),
         }
         self.woken.notify_one();

@@ -17,7 +17,7 @@ const SHARE: f64 = 0.8;
 /// Not even tokens that live for moments are renewed more often than this.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// After a run that did not get past the wall, the next one for its sake.
-const WALL_PAUSE: Duration = Duration::from_mins(10);
+pub(super) const WALL_PAUSE: Duration = Duration::from_mins(10);
 /// A bound within what clocks can count, whatever a token or a setting says.
 const LONGEST: Duration = Duration::from_hours(365 * 24);
 
@@ -126,7 +126,6 @@ impl Schedule {
     /// Somebody wants a run now, whatever failed before.
     pub(super) fn by_hand(&mut self) {
         self.proven();
-        self.wall = None;
         self.solver_away = false;
     }
 
@@ -137,8 +136,8 @@ impl Schedule {
 
     /// Whether the back-off is on because FlareSolverr was away.
     pub(super) fn awaits_solver(&self, now: Instant) -> bool {
-        let paused = self.needed.until(now).or(self.routine.until(now));
-        self.solver_away && paused.is_some()
+        let paused = [self.needed.until(now), self.routine.until(now), self.walled_until(now)];
+        self.solver_away && paused.iter().any(Option::is_some)
     }
 
     /// When the next run is due; with a `usable` token in force as planned,
@@ -212,16 +211,31 @@ mod tests {
         let mut due = walled();
         due.published((now, Timestamp(1000)), Some(secs(10)), EVERY, 1.0);
         assert_eq!(due.due(now, true), end, "a scheduled run would meet it too");
-        let ends: [fn(&mut Schedule); 3] =
-            [Schedule::lift, Schedule::by_hand, Schedule::wall_passed];
+        let ends: [fn(&mut Schedule); 2] = [Schedule::lift, Schedule::wall_passed];
         for change in ends {
             let mut schedule = walled();
             change(&mut schedule);
             assert_eq!(schedule.walled_until(now), None);
         }
-        let mut proven = walled();
-        proven.proven();
-        assert_eq!(proven.walled_until(now), Some(end), "another endpoint's answer says nothing");
+        // Another endpoint's answer says nothing, and a run by hand has to succeed first.
+        let stays: [fn(&mut Schedule); 2] = [Schedule::proven, Schedule::by_hand];
+        for event in stays {
+            let mut schedule = walled();
+            event(&mut schedule);
+            assert_eq!(schedule.walled_until(now), Some(end));
+        }
+    }
+
+    #[test]
+    fn a_solver_that_was_away_as_the_wall_went_up_is_looked_for() {
+        let now = Instant::now();
+        let mut schedule = planned(now);
+        schedule.wall_stands(now);
+        schedule.failed(now, Failed { needed: false, solver_away: true }, 1.0);
+        let later = now + secs(300);
+        assert_eq!(schedule.routine.until(later), None);
+        assert!(schedule.awaits_solver(later));
+        assert!(!schedule.awaits_solver(now + WALL_PAUSE));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::error::SourceError;
 use super::flaresolverr::FlareSolverr;
@@ -26,8 +26,10 @@ use super::solution::{self, Found};
 
 /// How long the browser stays on the page before its cookies count.
 const WAIT_SECONDS: u64 = 5;
-/// A session whose making was not waited for may come to be a little later.
+/// A server that is busy must be asked again, and a session whose making was
+/// not waited for may come to be a little later.
 const DESTROY_TRIES: u32 = 5;
+/// From the first try to the next; doubled each time.
 const DESTROY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Has the page opened in a session: waits on it, and reads its cookies.
@@ -79,22 +81,26 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let tries = if self.answered { 1 } else { DESTROY_TRIES };
-        let end = destroy(Arc::clone(&self.solver), mem::take(&mut self.name), tries);
+        let end = destroy(Arc::clone(&self.solver), mem::take(&mut self.name), self.answered);
         // In a task: what ends the solve must not end this.
         self.solver.tasks.spawn_on(end, &self.handle);
     }
 }
 
-async fn destroy(solver: Arc<FlareSolverr>, name: String, tries: u32) {
-    for _ in 0..tries {
+/// `made`: the session is there, so "it does not exist" is its end, too.
+async fn destroy(solver: Arc<FlareSolverr>, name: String, made: bool) {
+    let mut pause = DESTROY_PAUSE;
+    for _ in 0..DESTROY_TRIES {
         let command = json!({ "cmd": "sessions.destroy", "session": name });
         match solver.command(command).await {
             Ok(_) => return debug!(session = name, "session of the solver destroyed"),
+            Err(error) if made && error.to_string().contains("exist") => return,
             Err(error) => debug!(%error, session = name, "session of the solver not destroyed"),
         }
-        sleep(DESTROY_PAUSE).await;
+        sleep(pause).await;
+        pause *= 2;
     }
+    warn!(session = name, "session of the solver may be left open");
 }
 
 #[cfg(test)]
@@ -284,13 +290,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_that_fails_spoils_nothing() {
-        for end in [Step::fails(), Step::Garbage, Step::Hangs] {
+    async fn an_end_that_fails_spoils_nothing_and_is_tried_again() {
+        let busy = Step::Says(429, json!({ "detail": "busy" }));
+        for end in [Step::fails(), Step::Garbage, Step::Hangs, busy] {
             let found = Step::ok(testing::solved(&jwt("late", 600)));
             let solver = Solver::start(&[Step::created("s"), found, end]).await;
             assert!(solver.client.solve().await.is_ok());
-            assert_eq!(solver.protocol().await, [FIRST, CREATE, WAIT, DESTROY]);
+            assert_eq!(solver.protocol().await, [FIRST, CREATE, WAIT, DESTROY, DESTROY]);
         }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_is_gone_already_is_not_destroyed_again() {
+        let gone = json!({ "status": "error", "message": "Error: The session doesn't exist." });
+        let found = Step::ok(testing::solved(&jwt("late", 600)));
+        let steps = [Step::created("s"), found, Step::Says(500, gone)];
+        let solver = Solver::start(&steps).await;
+        assert!(solver.client.solve().await.is_ok());
+        assert_eq!(solver.protocol().await, [FIRST, CREATE, WAIT, DESTROY]);
     }
 
     #[tokio::test]

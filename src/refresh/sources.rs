@@ -186,7 +186,7 @@ impl Sources {
         let offer = self.ask(source).await;
         let may_be_stale = !offer.fresh && offer.found.is_ok();
         let mut outcome = check(source, offer.found).await;
-        if outcome.is_err() && may_be_stale {
+        if may_be_stale && outcome.as_ref().is_err_and(SourceError::is_of_dead_token) {
             // It was asked for before this run, and the token died since.
             outcome = check(source, self.ask(source).await.found).await;
         }

@@ -36,6 +36,8 @@ pub struct RunStatus {
     pub next_at: String,
     /// How long no run may start; 0 without back-off.
     pub backoff_s: f64,
+    /// How long none starts for the anti-bot wall's sake; 0 without a wall.
+    pub walled_s: f64,
 }
 
 /// How a source fared when it was last asked.
@@ -111,14 +113,16 @@ impl Refresher {
         // Not under the schedule's lock: the runs take that under theirs.
         let running = self.runs.is_running();
         let schedule = self.schedule();
-        let held = schedule.held_until(now.0).map(|until| until - now.0);
+        let left =
+            |until: Option<Instant>| until.map_or(0.0, |until| (until - now.0).as_secs_f64());
         RunStatus {
             running,
             last_outcome: last.as_ref().map(|_| outcome(error.is_some())),
             last_error: error.map(|error| error.to_string()),
             last_s: last.map(|last| last.took.as_secs_f64()),
             next_at: schedule.next_at(now, usable).to_string(),
-            backoff_s: held.unwrap_or_default().as_secs_f64(),
+            backoff_s: left(schedule.held_until(now.0)),
+            walled_s: left(schedule.walled_until(now.0)),
         }
     }
 

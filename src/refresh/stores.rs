@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
 use super::lock;
 use super::refresher::Refresher;
+use super::schedule::WALL_PAUSE;
 use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
@@ -43,6 +44,8 @@ pub(super) struct Stores {
     in_redis: AtomicU64,
     /// Redis has lost what was written.
     lost: Notify,
+    /// The stored token that last met the wall from here, and when.
+    walled: Mutex<Option<(Candidate, Instant)>>,
 }
 
 /// Redis is not set, or it is down.
@@ -63,7 +66,22 @@ impl Stores {
             env_file_error: Mutex::default(),
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
+            walled: Mutex::default(),
         }
+    }
+
+    /// Whether the same token with the same clearance has met the wall from
+    /// here a while ago.
+    fn is_walled(&self, candidate: &Candidate) -> bool {
+        lock(&self.walled).as_ref().is_some_and(|(walled, at)| {
+            at.elapsed() < WALL_PAUSE
+                && walled.token == candidate.token
+                && walled.clearance == candidate.clearance
+        })
+    }
+
+    fn note_walled(&self, candidate: Candidate) {
+        *lock(&self.walled) = Some((candidate, Instant::now()));
     }
 
     /// What lies in Redis.
@@ -253,19 +271,17 @@ impl Refresher {
 
     /// The stored token as it may be published, if it may.
     async fn examine_stored(&self, candidate: Candidate, newer: bool) -> Option<Candidate> {
-        let finding = self.verifier.examine(&candidate.token, &candidate.clearance).await;
-        let acceptable = match finding.opinion {
-            Opinion::Good => true,
-            // What meets the wall from here is no better than what works.
-            Opinion::Unknown if finding.passage == Passage::Walled => {
-                newer && self.usable().is_none()
-            }
-            Opinion::Unknown => newer,
-            Opinion::Bad => {
-                self.deny(&candidate.token);
-                false
-            }
-        };
+        if self.stores.is_walled(&candidate) {
+            return None;
+        }
+        let finding = self.examine(&candidate).await;
+        if finding.passage == Passage::Walled {
+            // A solve from here is better than what passes elsewhere.
+            self.stores.note_walled(candidate);
+            return None;
+        }
+        let acceptable =
+            finding.opinion == Opinion::Good || finding.opinion == Opinion::Unknown && newer;
         acceptable.then(|| finding.of(candidate))
     }
 

@@ -110,14 +110,14 @@ impl Refresher {
         let mut pause = if fresh { VERIFY_FIRST } else { Duration::ZERO };
         while self.verifier.trust() != Trust::Blind {
             sleep(pause).await;
-            let finding = self.verifier.examine(&published.token, &published.clearance).await;
+            let finding = self.examine(&published.candidate()).await;
             match finding.opinion {
                 Opinion::Good if finding.passage == Passage::Cleared => {
                     self.add_clearance(published, true);
                     return self.schedule().proven();
                 }
-                Opinion::Good => return self.confirm(published.generation),
-                Opinion::Bad => return self.deny(&published.token),
+                Opinion::Good => return self.prove(published.generation),
+                Opinion::Bad => return,
                 Opinion::Unknown => pause = (pause * 2).clamp(VERIFY_FIRST, VERIFY_LONGEST),
             }
         }

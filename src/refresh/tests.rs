@@ -388,7 +388,7 @@ async fn without_a_verdict_a_token_is_published_and_saved_only_when_confirmed() 
     let published = world.refresher.acquire().await.unwrap();
     assert!(!published.is_verified());
     assert!(!path.exists());
-    world.refresher.confirm(published.generation);
+    world.refresher.prove(published.generation);
     eventually(|| path.exists()).await;
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(published.token.expose()));

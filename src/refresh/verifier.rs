@@ -183,6 +183,7 @@ impl Verifier {
     /// Asks without the clearance, and where the wall is in the way, with it.
     async fn ask(&self, token: &Token, clearance: &Clearance) -> Finding {
         match self.status(Some(token), None).await {
+            Some(403) if clearance.is_empty() => Finding::WALLED,
             Some(403) => self.ask_with(token, clearance).await,
             status => self.finding(status, Passage::Open),
         }

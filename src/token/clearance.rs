@@ -40,6 +40,12 @@ impl Clearance {
         self.user_agent.as_ref()
     }
 
+    /// Whether there is nothing to show.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cookies.is_empty() && self.user_agent.is_none()
+    }
+
     /// The same user-agent with other cookies.
     #[must_use]
     pub fn with_cookies(&self, cookies: Cookies) -> Self {

@@ -6,9 +6,9 @@ use tokio::time::sleep;
 
 use super::matrix::{AIOHTTP, HTTPX};
 use super::{Way, run};
+use crate::support::World;
 use crate::support::parser::{in_container, script};
 use crate::support::sidecar::{output, stdout};
-use crate::support::World;
 
 /// How long the solve lasts, and the patience of those who wait for it.
 struct Story {

@@ -54,13 +54,15 @@ pub(crate) enum Wall {
     Opens { cookie: String, user_agent: String },
     /// Nobody passes.
     Closed,
+    /// Nobody passes but the verifier with cookies, once for each token.
+    OncePerToken,
 }
 
 impl Wall {
     fn lets_pass(&self, head: &Head) -> bool {
         match self {
             Self::Down => true,
-            Self::Closed => false,
+            Self::Closed | Self::OncePerToken => false,
             Self::Opens { cookie, user_agent } => {
                 let cookies = head.value("cookie").unwrap_or_default();
                 cookies.split("; ").any(|pair| pair == cookie)
@@ -495,7 +497,8 @@ impl Talk {
         }
         self.read_body(index, &head).await?;
         let wall = self.shared.settings.lock().unwrap().wall.clone();
-        if !wall.lets_pass(&head) {
+        let excepted = matches!(wall, Wall::OncePerToken) && self.is_first_with_cookies(index);
+        if !excepted && !wall.lets_pass(&head) {
             return self.reply(&head, 403, "text/html; charset=utf-8", WALL_PAGE.as_bytes()).await;
         }
         if request.is_verification() {
@@ -521,6 +524,17 @@ impl Talk {
             return Ok(if close { Next::Close } else { Next::Keep });
         }
         self.behave(behaviour, index).await
+    }
+
+    /// Whether this is the first question of the verifier with cookies about its token.
+    fn is_first_with_cookies(&self, index: usize) -> bool {
+        let requests = self.shared.requests.lock().unwrap();
+        let asks = |request: &Recorded| {
+            request.is_verification()
+                && request.head.value("cookie").is_some()
+                && request.token() == requests[index].token()
+        };
+        asks(&requests[index]) && !requests[..index].iter().any(asks)
     }
 
     fn die_if_due(&self, request: &Recorded) {
