@@ -175,6 +175,8 @@ pub struct Refreshed {
     pub published: Arc<crate::token::Published>,
     /// Stores that could not be written, in words.
     pub unsaved: Vec<String>,
+    /// Whether there is any store to keep it.
+    pub kept: bool,
 }
 
 /// One refresh without a sidecar: asks the sources, verifies, saves.
@@ -199,10 +201,12 @@ pub async fn refresh_once(
     {
         unsaved.push(error.to_string());
     }
-    if let Err(error) = env_file(&config.stores).save(&published.token) {
+    let env_file = env_file(&config.stores);
+    if let Err(error) = env_file.save(&published.token) {
         unsaved.push(error.to_string());
     }
-    Ok(Ok(Refreshed { published, unsaved }))
+    let kept = config.stores.redis.is_some() || env_file.keeps();
+    Ok(Ok(Refreshed { published, unsaved, kept }))
 }
 
 /// A token as a store holds it.

@@ -27,6 +27,10 @@ const EXIT_REFUSED: u8 = 1;
 /// A source or a store failed.
 const EXIT_FAILED: u8 = 3;
 
+/// What to do where no store keeps the token.
+const NO_STORE: &str =
+    "there is no store; set ENV_FILE, or make a .env (`cp .env.example .env`), or set REDIS_URL";
+
 #[derive(Parser)]
 #[command(name = "token-sidecar", version, about, after_help = "")]
 struct Cli {

@@ -9,7 +9,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use super::client::request;
-use super::{EXIT_FAILED, EXIT_REFUSED, fail};
+use super::{EXIT_FAILED, EXIT_REFUSED, NO_STORE, fail};
 use crate::app::{AppError, refresh_once};
 use crate::config::Config;
 
@@ -74,6 +74,9 @@ async fn by_itself(config: &Config) -> Result<ExitCode, AppError> {
     print_result(&published.generation.to_string(), published.source.as_str(), &expires_at);
     for problem in &refreshed.unsaved {
         eprintln!("token-sidecar: not saved: {problem}");
+    }
+    if !refreshed.kept {
+        eprintln!("token-sidecar: not saved: {NO_STORE}");
     }
     Ok(if refreshed.unsaved.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILED) })
 }

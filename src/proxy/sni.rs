@@ -62,7 +62,9 @@ impl Service {
         };
         let (stream, name) = match read {
             Ok(Ok(hello)) => hello,
-            Ok(Err(error)) => return debug!(%error, client.addr = %client, "closed: no SNI"),
+            Ok(Err(error)) => {
+                return debug!(%error, client.addr = %client, "closed: no name to go by");
+            }
             Err(_) => {
                 self.proxy.metrics.limited(Limit::HandshakeTime);
                 return debug!(client.addr = %client, "closed: the ClientHello took too long");

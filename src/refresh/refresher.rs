@@ -387,7 +387,7 @@ impl Refresher {
     /// Remembers that the API refuses `token`.
     pub(super) fn deny(&self, token: &Token) {
         if self.denied.add(token) {
-            debug!(token = %token.fingerprint(), "token refused by the API");
+            info!(token = %token.fingerprint(), "token refused by the API");
             self.woken.notify_one();
         }
     }

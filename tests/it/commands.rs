@@ -265,6 +265,27 @@ async fn refresh_by_itself_writes_the_stores() {
     assert!(!stdout(&output).contains(&token) && !stderr(&output).contains(&token), "no secret");
 }
 
+/// The default of a first try: no env file, no Redis.
+#[tokio::test]
+async fn where_no_store_keeps_the_token_the_commands_say_so() {
+    let mut stage = Stage::new().await;
+    stage.without_token();
+    stage.unset("ENV_FILE");
+    stage.set("ADMIN_LISTEN", "127.0.0.1:9");
+    let output = stage.run(&["refresh"]).await;
+    check_code(&output, 0);
+    assert!(stderr(&output).contains("not saved: there is no store; set ENV_FILE"), "{output:?}");
+    check_code(&stage.run(&["token"]).await, 1);
+    stage.set("ADMIN_LISTEN", "127.0.0.1:0");
+    let mut world = stage.start().await;
+    beside(&mut world);
+    let output = world.run(&["token"]).await;
+    check_code(&output, 1);
+    let shown = fingerprint(&world.tokens.latest());
+    assert!(stdout(&output).contains(&shown), "{}", stdout(&output));
+    assert!(stderr(&output).contains("lost at a restart"), "{}", stderr(&output));
+}
+
 #[tokio::test]
 async fn refresh_by_itself_that_finds_no_source_exits_with_3() {
     let mut stage = Stage::new().await;

@@ -31,7 +31,7 @@ async fn check_is_closed(world: &World, bytes: &[u8], why: &str) {
     wire.send(bytes).await;
     assert!(wire.closed().await.is_empty());
     let says_why = |event: serde_json::Value| {
-        event["message"] == "closed: no SNI"
+        event["message"] == "closed: no name to go by"
             && event["error"].as_str().is_some_and(|error| error.contains(why))
             && event["client.addr"].as_str().is_some_and(|addr| addr.starts_with("127.0.0.1:"))
     };

@@ -62,6 +62,13 @@ impl EnvFile {
         &self.path
     }
 
+    /// Whether a save would leave the token there: the file exists, or is made
+    /// where it is missing.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.create || link_target(&self.path).exists()
+    }
+
     /// Reads the token. `None`: the file, the line or the value is missing, or
     /// the value cannot be read, which is reported.
     ///
