@@ -110,8 +110,11 @@ impl Command {
         if let Self::Demo = self {
             return Ok(demo::execute().await);
         }
-        let env = Env::from_process()?;
-        let config = Config::from_env(&env)?;
+        let (env, config) = settings().inspect_err(|error| {
+            if let Self::Doctor { json: true, .. } = self {
+                doctor::refuse(error);
+            }
+        })?;
         match self {
             Self::Demo => Ok(ExitCode::SUCCESS),
             Self::Run => run::execute(config, &env).await,
@@ -125,6 +128,12 @@ impl Command {
             Self::Healthcheck { ready } => Ok(client::healthcheck(&config, ready).await),
         }
     }
+}
+
+fn settings() -> Result<(Env, Config), ConfigError> {
+    let env = Env::from_process()?;
+    let config = Config::from_env(&env)?;
+    Ok((env, config))
 }
 
 /// Sets up logging as `RUST_LOG` and `LOG_FORMAT` say.

@@ -55,7 +55,7 @@ pub use status::{
     EnvFileStatus, RedisStatus, RefreshStatus, RunStatus, SourceStatus, VerifierStatus,
 };
 
-pub use verifier::Trust;
+pub use verifier::Unanswered;
 
 use crate::config::{ParentProxy, SourceKind};
 use crate::token::{EnvFile, Generation, Published, RedisStore, Source, Token};

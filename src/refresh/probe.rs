@@ -13,7 +13,7 @@ use super::error::{RefreshError, SourceError};
 use super::refresher::Refresher;
 use super::run::candidate;
 use super::sources::Solved;
-use super::verifier::{Finding, Opinion, Passage, Trust};
+use super::verifier::{Finding, Opinion, Passage, Unanswered};
 use crate::token::{Clearance, Token};
 
 /// What the verifier thinks of a token.
@@ -57,9 +57,14 @@ pub struct Rehearsal {
 }
 
 impl Refresher {
-    /// Asks the verifier without a token. Lasts at most 5 s.
-    pub async fn probe_verifier(&self) -> Trust {
-        self.verifier.calibrate().await
+    /// Asks the verifier without a token, and returns the status of its answer.
+    /// Lasts at most 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    pub async fn probe_verifier(&self) -> Result<u16, Unanswered> {
+        self.verifier.probe().await
     }
 
     /// Asks the verifier about `token`. Lasts at most 5 s.

@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, header};
+use thiserror::Error;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 use url::Url;
 
 use super::browser;
 use crate::metrics::Metrics;
-use crate::net::Dialer;
+use crate::net::{Dialer, FetchError};
 use crate::token::{Candidate, Clearance, Clock, Published, Token};
 
 /// For a new token: in all, and how often within that.
@@ -83,7 +84,7 @@ impl Finding {
 
 /// What the calibration found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
+pub(super) enum Trust {
     /// Not calibrated yet; its 200 and 401 count meanwhile.
     Pending,
     /// Without a token it says 401.
@@ -93,6 +94,15 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// What an answer to a question without a token means.
+    fn of(status: Option<u16>) -> Self {
+        match status {
+            Some(401) => Self::Trusted,
+            Some(200) => Self::Blind,
+            _ => Self::Pending,
+        }
+    }
+
     /// The name in `/status`.
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -101,6 +111,17 @@ impl Trust {
             Self::Blind => "blind",
         }
     }
+}
+
+/// Why `VERIFY_URL` gave no answer.
+#[derive(Debug, Error)]
+pub enum Unanswered {
+    /// None came in time.
+    #[error("no answer within {}", humantime::format_duration(*.0))]
+    Late(Duration),
+    /// None came at all.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
 }
 
 /// Asks `VERIFY_URL`.
@@ -165,19 +186,33 @@ impl Verifier {
 
     /// Asks without a token, to see whether it can tell.
     pub(super) async fn calibrate(&self) -> Trust {
-        let status = timeout(CANDIDATE_TIMEOUT, self.status(None, None)).await.ok().flatten();
-        let trust = match status {
-            Some(401) => Trust::Trusted,
-            Some(200) => Trust::Blind,
-            _ => Trust::Pending,
-        };
+        Trust::of(self.probe().await.ok())
+    }
+
+    /// Calibrates it, too, and returns the status of its answer: within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`Unanswered`].
+    pub(super) async fn probe(&self) -> Result<u16, Unanswered> {
+        let answer = timeout(CANDIDATE_TIMEOUT, self.answer(None, None)).await;
+        let answer = answer
+            .map_err(|_| Unanswered::Late(CANDIDATE_TIMEOUT))
+            .and_then(|answer| Ok(answer?))
+            .inspect_err(|error| debug!(%error, "the verifier does not answer"));
+        self.learn(answer.as_ref().ok().copied());
+        answer
+    }
+
+    /// Keeps what an answer to a question without a token means.
+    fn learn(&self, status: Option<u16>) {
+        let trust = Trust::of(status);
         if trust == Trust::Blind && self.trust() != Trust::Blind {
             warn!(url = %self.url, "the verifier says 200 without a token: it cannot tell tokens apart");
         }
         debug!(status, trust = trust.as_str(), "verifier calibrated");
         self.trust.store(trust as u8, Ordering::Relaxed);
         self.metrics.verifier_trusted(trust != Trust::Blind);
-        trust
     }
 
     /// Asks without the clearance, and where the wall is in the way, with it.
@@ -208,27 +243,39 @@ impl Verifier {
 
     /// The status of its answer, if there is one.
     async fn status(&self, token: Option<&Token>, clearance: Option<&Clearance>) -> Option<u16> {
+        let answer = self.answer(token, clearance).await;
+        answer.inspect_err(|error| debug!(%error, "the verifier does not answer")).ok()
+    }
+
+    /// The status of its answer. Not bounded in time.
+    async fn answer(
+        &self,
+        token: Option<&Token>,
+        clearance: Option<&Clearance>,
+    ) -> Result<u16, FetchError> {
+        let request = self.request(token, clearance).map_err(|_| FetchError::NoHost)?;
+        let response = self.dialer.fetch(request, LARGEST_ANSWER).await?;
+        if let Some(date) = response.headers().get(header::DATE) {
+            self.clock.learn(date);
+        }
+        Ok(response.status().as_u16())
+    }
+
+    fn request(
+        &self,
+        token: Option<&Token>,
+        clearance: Option<&Clearance>,
+    ) -> http::Result<Request<Bytes>> {
         let mut request = browser::api(Request::get(self.url.as_str()));
         request = request.header("user-id", &self.user_id);
         if let Some(token) = token {
             request = request.header(header::AUTHORIZATION, token.authorization());
         }
-        let mut request = request.body(Bytes::new()).ok()?;
+        let mut request = request.body(Bytes::new())?;
         if let Some(clearance) = clearance {
             show(clearance, request.headers_mut());
         }
-        match self.dialer.fetch(request, LARGEST_ANSWER).await {
-            Ok(response) => {
-                if let Some(date) = response.headers().get(header::DATE) {
-                    self.clock.learn(date);
-                }
-                Some(response.status().as_u16())
-            }
-            Err(error) => {
-                debug!(%error, "the verifier does not answer");
-                None
-            }
-        }
+        Ok(request)
     }
 }
 

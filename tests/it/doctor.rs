@@ -229,6 +229,11 @@ async fn near_miss_of_a_setting_is_a_warning_and_a_bad_one_ends_with_2() {
     let output = stage.run(&["doctor"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("HOLD_TIMEOUT"));
+    let report = Report::of(&stage).await;
+    assert_eq!((report.exit, report.checks().len()), (2, 1), "{:#}", report.json);
+    assert_eq!((&report.json["ok"], report.failures()), (&Value::Bool(false), vec!["settings"]));
+    let found = report.checks()[0]["found"].as_str().unwrap();
+    assert!(found.starts_with("HOLD_TIMEOUT: "), "{found}");
 }
 
 // Certificates
@@ -304,6 +309,12 @@ async fn bundle_that_is_missing_or_lacks_the_ca_is_a_failure() {
 async fn env_file_that_cannot_be_used_is_told() {
     let mut stage = alone().await;
     Report::of(&stage).await.check("env_file", "ok", "issued");
+    stage.without_token();
+    Report::of(&stage).await.check("env_file", "warning", "`token-sidecar refresh`");
+    let named = stage.env_file().display().to_string();
+    stage.unset("ENV_FILE");
+    Report::of(&stage).await.check("env_file", "warning", "cp .env.example .env");
+    stage.set("ENV_FILE", named);
     stage.write_env_file("OTHER=1\n");
     Report::of(&stage).await.check("env_file", "warning", "no readable token");
     let old = Jwt::anonymous().expires_in(-60).make();
@@ -521,7 +532,9 @@ async fn verifier_that_cannot_tell_is_a_warning() {
     report.check("verifier", "warning", "HTTP 200");
     report.check("token", "warning", "no telling");
     stage.origin.set_verification(Verification::Always(500));
-    Report::of(&stage).await.check("verifier", "warning", "neither 401 nor 200");
+    let report = Report::of(&stage).await;
+    report.check("verifier", "warning", "HTTP 500");
+    report.check("verifier", "warning", "set VERIFY_URL");
 }
 
 #[tokio::test]
@@ -533,10 +546,28 @@ async fn stored_token_that_the_api_refuses_is_a_failure() {
 }
 
 #[tokio::test]
+async fn verifier_that_cannot_be_reached_is_told_with_the_reason() {
+    let mut stage = alone().await;
+    let port = closed_port();
+    stage.set("CONNECT_TO", format!("{API}:443=127.0.0.1:{port},{GATE}:443=127.0.0.1:{port}"));
+    let report = Report::of(&stage).await;
+    report.check("verifier", "warning", "refused");
+    report.check("verifier", "warning", "`upstream` say");
+}
+
+#[tokio::test]
 async fn wall_between_us_and_the_api_is_a_failure() {
-    let stage = alone().await;
+    let mut stage = alone().await;
     stage.origin.set_wall(Wall::Closed);
-    Report::of(&stage).await.check("token", "failed", "anti-bot wall");
+    let report = Report::of(&stage).await;
+    for (name, status) in [("token", "failed"), ("verifier", "warning")] {
+        report.check(name, status, "anti-bot wall");
+        report.check(name, status, "by FlareSolverr");
+    }
+    stage.unset("FLARESOLVERR_URL");
+    let report = Report::of(&stage).await;
+    report.check("token", "failed", "set FLARESOLVERR_URL");
+    report.check("verifier", "warning", "set FLARESOLVERR_URL");
 }
 
 #[tokio::test]

@@ -3,8 +3,8 @@
 //! # Invariants
 //!
 //! - Nothing is changed: no CA is made, no file or key written, no token
-//!   saved. No solve is started and no token asked for unless `--solve`; so no
-//!   request goes through a sidecar that would begin a refresh for it.
+//!   saved. No solve is started and no token asked for unless `--solve`, and
+//!   never by the request through the sidecar, which only looks on.
 //! - Every check is bounded in time; what hangs is reported as such.
 //! - The lines come in the order of [`Section::ALL`], while the sections run
 //!   side by side.
@@ -23,9 +23,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::{StreamExt, stream};
 
 use crate::app::{AppError, Probes};
-use crate::config::{Config, Env};
+use crate::config::{Config, ConfigError, Env};
 use crate::token::Timestamp;
 use report::{Check, Report};
+
+/// Where settings come from.
+const SETTINGS: &str = "environment and ENV_FILE";
 
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +79,7 @@ impl Section {
         match self {
             Self::Settings => settings(&patient.near_misses),
             Self::Certificates => certificates::examine(&patient.config),
-            Self::EnvFile => stores::env_file(&patient.probes),
+            Self::EnvFile => stores::env_file(patient),
             Self::Redis => stores::redis(patient).await,
             Self::Solver => vec![sources::solver(patient).await],
             Self::Upstreams => upstream::examine(patient).await,
@@ -115,10 +118,18 @@ pub(super) async fn execute(
     Ok(if report.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Prints the report for machines where settings that cannot be used leave
+/// nothing to examine.
+pub(super) fn refuse(error: &ConfigError) {
+    let advice = "mend it: `token-sidecar --help` lists the settings";
+    let check = Check::failed("settings", SETTINGS, error, advice);
+    println!("{}", serde_json::json!(Report::of(vec![check])));
+}
+
 /// Settings that could not be used have ended the command before this.
 fn settings(near_misses: &[(String, &'static str)]) -> Vec<Check> {
     if near_misses.is_empty() {
-        return vec![Check::ok("settings", "environment and ENV_FILE", "all are usable")];
+        return vec![Check::ok("settings", SETTINGS, "all are usable")];
     }
     let check = |(given, known): &(String, &'static str)| {
         let found = "no variable of token-sidecar has this name";

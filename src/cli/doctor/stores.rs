@@ -7,17 +7,18 @@ use rustix::fs::{Access, access};
 
 use super::report::Check;
 use super::{Patient, now, readable};
-use crate::app::Probes;
-use crate::config::RedisSettings;
+use crate::config::{RedisSettings, Stores};
 use crate::token::{RedisFacts, RedisStore, StoreError, Stored, Token};
 
 const REFRESH: &str = "start the sidecar, or `token-sidecar refresh`";
+const KEEP: &str =
+    "set ENV_FILE (or `cp .env.example .env`), or REDIS_URL, so that the token outlives a restart";
 
 /// The checks of `ENV_FILE`.
-pub(super) fn env_file(probes: &Probes) -> Vec<Check> {
-    let path = probes.env_file.path();
+pub(super) fn env_file(patient: &Patient) -> Vec<Check> {
+    let path = patient.probes.env_file.path();
     let tried = format!("token in {}", path.display());
-    let token = match probes.env_file.load() {
+    let token = match patient.probes.env_file.load() {
         Err(error) => {
             return vec![Check::failed("env_file", tried, error, "see its owner and mode")];
         }
@@ -25,9 +26,19 @@ pub(super) fn env_file(probes: &Probes) -> Vec<Check> {
         Ok(None) if path.exists() => {
             Check::warning("env_file", tried, "there is no readable token in it", REFRESH)
         }
-        Ok(None) => Check::warning("env_file", tried, "there is no such file", REFRESH),
+        Ok(None) => Check::warning(
+            "env_file",
+            tried,
+            "there is no such file",
+            missing(&patient.config.stores),
+        ),
     };
     vec![token, writable(path)]
+}
+
+/// What to do where there is no env file. Only a file that was asked for is made.
+fn missing(stores: &Stores) -> &'static str {
+    if stores.create_env_file || stores.redis.is_some() { REFRESH } else { KEEP }
 }
 
 /// Whether the sidecar could save a token; asks for the permission alone.

@@ -167,7 +167,7 @@ async fn head(dialer: &Dialer, url: &str) -> Result<Response<Bytes>, FetchError>
 }
 
 /// The error and what lies below it, each once.
-fn with_causes(error: &dyn Error) -> String {
+pub(super) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(below) = cause {

@@ -1,12 +1,14 @@
 //! The verifier, and what it thinks of the stored token.
 
 use super::report::Check;
+use super::upstream::with_causes;
 use super::{Patient, now};
-use crate::refresh::{Judgement, Trust};
+use crate::refresh::Judgement;
 use crate::token::{Clearance, Token};
 
 const SET: &str =
     "set VERIFY_URL to an address that answers 200 with a good token and 401 without one";
+const UNANSWERED: &str = "the lines `dns` and `upstream` say what is in the way";
 
 /// Calibrates the verifier, then has it judge the stored token.
 pub(super) async fn examine(patient: &Patient) -> Vec<Check> {
@@ -16,16 +18,33 @@ pub(super) async fn examine(patient: &Patient) -> Vec<Check> {
 
 async fn calibration(patient: &Patient) -> Check {
     let tried = "VERIFY_URL without a token";
-    match patient.probes.refresher.probe_verifier().await {
-        Trust::Trusted => Check::ok("verifier", tried, "HTTP 401, as it should"),
-        Trust::Blind => {
-            let found = "HTTP 200: it cannot tell a good token from a bad one";
+    let status = match patient.probes.refresher.probe_verifier().await {
+        Ok(status) => status,
+        Err(error) => return Check::warning("verifier", tried, with_causes(&error), UNANSWERED),
+    };
+    let found = format!("HTTP {status}");
+    match status {
+        401 => Check::ok("verifier", tried, format!("{found}, as it should")),
+        403 => {
+            let found = format!("{found}: the anti-bot wall is in between");
+            Check::warning("verifier", tried, found, past_the_wall(patient))
+        }
+        200 => {
+            let found = format!("{found}: it cannot tell a good token from a bad one");
             Check::warning("verifier", tried, found, SET)
         }
-        Trust::Pending => {
-            let found = "neither 401 nor 200: no telling whether it can tell tokens apart";
+        _ => {
+            let found = format!("{found}: no telling whether it can tell tokens apart");
             Check::warning("verifier", tried, found, SET)
         }
+    }
+}
+
+/// How to get past the wall. What brings no browser along brings no clearance.
+pub(super) fn past_the_wall(patient: &Patient) -> &'static str {
+    match patient.config.refresh.flaresolverr_url {
+        Some(_) => "the next refresh by FlareSolverr brings a clearance: `token-sidecar refresh`",
+        None => "set FLARESOLVERR_URL: only a solver's browser brings a clearance",
     }
 }
 
@@ -47,9 +66,8 @@ async fn stored_token(patient: &Patient) -> Check {
             Check::failed("token", tried, "the API refuses it", "`token-sidecar refresh`")
         }
         Judgement::Walled => {
-            let advice =
-                "the next refresh by FlareSolverr brings a clearance: `token-sidecar refresh`";
-            Check::failed("token", tried, "the anti-bot wall is in between", advice)
+            let found = "the anti-bot wall is in between";
+            Check::failed("token", tried, found, past_the_wall(patient))
         }
         Judgement::Unknown => {
             Check::warning("token", tried, "no telling", "see the verifier above")
