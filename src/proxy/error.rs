@@ -57,6 +57,12 @@ pub enum ProxyError {
     /// No live token, and no refresh gave one.
     #[error("there is no token and none could be had")]
     TokenUnavailable(RefreshFailure),
+    /// No live token, and the request only looks on.
+    #[error("there is no token, and this request starts no refresh")]
+    NoToken {
+        /// When a refresh may start.
+        retry_after: Duration,
+    },
     /// `HOLD_TIMEOUT` passed while the refresh went on.
     #[error("the refresh takes longer than {}", humantime::format_duration(*.limit))]
     HoldTimeout {
@@ -172,6 +178,7 @@ impl ProxyError {
         match self {
             Self::Dial(error) => dial_face(error),
             Self::TokenUnavailable(_)
+            | Self::NoToken { .. }
             | Self::HoldTimeout { .. }
             | Self::TooManyHeld { .. }
             | Self::TooManyConnections
@@ -294,7 +301,9 @@ impl ProxyError {
                 headers.insert(WWW_AUTHENTICATE, BASIC);
             }
             Self::TokenUnavailable(failure) => add_retry_after(headers, failure.retry_after),
-            Self::HoldTimeout { retry_after, .. } | Self::TooManyHeld { retry_after } => {
+            Self::NoToken { retry_after }
+            | Self::HoldTimeout { retry_after, .. }
+            | Self::TooManyHeld { retry_after } => {
                 add_retry_after(headers, *retry_after);
             }
             Self::Draining | Self::UpstreamBusy(_) => {

@@ -38,6 +38,9 @@ pub(super) struct Outbound<'a> {
     pub(super) host: Option<&'a HeaderValue>,
     /// Whether the token goes there.
     pub(super) with_token: bool,
+    /// Whether the request only looks on: it moves the refresher to nothing,
+    /// and waits for nothing.
+    pub(super) observed: bool,
 }
 
 /// What becomes of the client's credentials.
@@ -110,6 +113,9 @@ impl Exchange<'_> {
         if self.credentials == Credentials::Keep {
             return Ok(streaming(self.send(None).await?));
         }
+        if self.to.observed {
+            return self.observe().await;
+        }
         let used = self.live_token().await?;
         let sent_at = Instant::now();
         let answer = self.send(Some(&used)).await?;
@@ -121,13 +127,27 @@ impl Exchange<'_> {
         Ok(streaming(answer))
     }
 
+    /// One sending with the token as it is. Whatever comes is the client's answer.
+    async fn observe(&self) -> Result<Answer, ProxyError> {
+        let Some(current) = self.current() else {
+            let retry_after = self.proxy.refresher.retry_after();
+            return Err(ProxyError::NoToken { retry_after });
+        };
+        Ok(streaming(self.send(Some(&current)).await?))
+    }
+
+    /// The current token, if it lives.
+    fn current(&self) -> Option<Arc<Published>> {
+        let now = self.proxy.clock.now();
+        self.proxy.cache.current().filter(|current| current.token.is_live(now))
+    }
+
     /// The current token, or, where there is none that lives, the next.
     async fn live_token(&mut self) -> Result<Arc<Published>, ProxyError> {
-        let proxy = self.proxy;
-        let now = proxy.clock.now();
-        if let Some(current) = proxy.cache.current().filter(|current| current.token.is_live(now)) {
+        if let Some(current) = self.current() {
             return Ok(current);
         }
+        let proxy = self.proxy;
         let acquired = proxy.hold(&mut self.deadline, proxy.refresher.acquire()).await?;
         acquired.map_err(ProxyError::TokenUnavailable)
     }

@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
 use super::head::Inspected;
-use super::service::{Answer, Seen, Service};
+use super::service::{Answer, Seen, Service, log};
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
@@ -53,7 +53,8 @@ pub(super) struct Tunnelled {
     pub(super) origin: usize,
     /// What the inner requests count as.
     pub(super) route: Route,
-    /// Whether `doctor` asked for it: what fails there is no client's mistake.
+    /// Whether `doctor` asked for it, or says so: it only looks on. What fails
+    /// there is no client's mistake, and what comes is no traffic.
     pub(super) by_doctor: bool,
 }
 
@@ -141,7 +142,10 @@ impl Service {
         };
         let answer = answer.await;
         let answer = answer.unwrap_or_else(ProxyError::into_response);
-        self.note(tunnelled.route, &seen, &answer, started);
+        if !tunnelled.by_doctor {
+            self.count(tunnelled.route, &answer, started);
+        }
+        log(tunnelled.route, &seen, &answer, started);
         answer
     }
 
@@ -176,7 +180,7 @@ impl Service {
         let ours = named.is_some() || none || foreign_port;
         let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
         let upstream = self.api(tunnelled.origin);
-        let outbound = Outbound { upstream, host, with_token: true };
+        let outbound = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
         self.forward(Request::from_parts(parts, body), outbound, client).await
     }
 }

@@ -225,12 +225,6 @@ impl Service {
         answer
     }
 
-    /// Counts and logs an answer.
-    pub(super) fn note(&self, route: Route, seen: &Seen, answer: &Answer, started: Instant) {
-        self.count(route, answer, started);
-        log(route, seen, answer, started);
-    }
-
     /// Counts an answer.
     pub(super) fn count(&self, route: Route, answer: &Answer, started: Instant) {
         self.shard.request(route, answer.status().as_u16(), started.elapsed());
@@ -281,7 +275,12 @@ impl Service {
         let host_field = authority.and_then(|authority| HeaderValue::try_from(authority).ok());
         let key = UpstreamKey { host, port, tls, reach: Reach::Client };
         let upstream = self.other(key);
-        let to = Outbound { upstream: &upstream, host: host_field.as_ref(), with_token: false };
+        let to = Outbound {
+            upstream: &upstream,
+            host: host_field.as_ref(),
+            with_token: false,
+            observed: false,
+        };
         self.forward(request, to, client).await.inspect_err(|error| {
             if let ProxyError::Dial(error) = error {
                 self.hint_at_local(&upstream.key().host, error);
@@ -333,6 +332,7 @@ impl Service {
             upstream: &self.api[index],
             host: Some(self.proxy.origins.host_field(index)),
             with_token: true,
+            observed: false,
         }
     }
 
@@ -414,7 +414,8 @@ impl Seen {
     }
 }
 
-fn log(route: Route, seen: &Seen, answer: &Answer, started: Instant) {
+/// Logs an answer, at DEBUG.
+pub(super) fn log(route: Route, seen: &Seen, answer: &Answer, started: Instant) {
     debug!(
         client.addr = %seen.client,
         route = route.as_str(),

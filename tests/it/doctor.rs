@@ -591,9 +591,21 @@ async fn sidecar_that_is_not_running_is_a_failure_of_its_own() {
 }
 
 #[tokio::test]
-async fn sidecar_without_a_token_is_not_ready_and_its_hints_are_repeated() {
+async fn request_waits_for_no_refresh() {
     let mut stage = Stage::new().await;
-    stage.set("HOLD_TIMEOUT", "500ms");
+    stage.set("TOKEN_SOURCES", "flaresolverr");
+    stage.without_token();
+    stage.solver.pause();
+    let mut world = stage.launch().await;
+    beside(&mut world);
+    until("the solve", async || world.solver.solves() == 1).await;
+    Report::of(&world).await.check("request", "failed", "starts no refresh");
+    assert_eq!(world.solver.solves(), 1);
+}
+
+#[tokio::test]
+async fn sidecar_without_a_token_is_not_ready_and_its_hints_are_repeated() {
+    let stage = Stage::new().await;
     stage.without_token();
     stage.origin.close_doors();
     stage.solver.set(Mode::Error);
@@ -606,8 +618,7 @@ async fn sidecar_without_a_token_is_not_ready_and_its_hints_are_repeated() {
     let report = Report::of(&world).await;
     report.check("sidecar", "failed", "no_token");
     report.check("hint", "warning", "no token yet");
-    report.check("request", "skipped", "not ready");
-    Report::with(&world, &["--solve"]).await.check("request", "failed", "token_unavailable");
+    report.check("request", "failed", "token_unavailable");
 }
 
 #[tokio::test]
@@ -620,8 +631,7 @@ async fn sidecar_that_drains_is_a_failure() {
     until("the drain", async || world.sidecar.status().await["reason"] == "draining").await;
     let report = Report::of(&world).await;
     report.check("sidecar", "failed", "draining");
-    report.check("request", "skipped", "not ready");
-    Report::with(&world, &["--solve"]).await.check("request", "failed", "PROXY_LISTEN");
+    report.check("request", "failed", "PROXY_LISTEN");
     world.origin.open_gate();
     world.sidecar.ended().await;
 }
@@ -636,17 +646,32 @@ async fn request_with_wrong_credentials_is_a_failure() {
 }
 
 #[tokio::test]
-async fn request_whose_token_died_for_good_is_a_failure() {
-    let world = world().await;
-    world.origin.close_doors();
-    world.solver.set(Mode::Error);
+async fn request_whose_token_is_refused_is_a_failure_and_starts_no_refresh() {
+    let mut stage = Stage::new().await;
+    // No store: nobody but the sidecar knows the token.
+    stage.unset("ENV_FILE");
+    let mut world = stage.start().await;
+    beside(&mut world);
     world.kill_token();
+    let asked = || (world.solver.solves(), world.origin.door_knocks());
+    let before = asked();
     let report = Report::of(&world).await;
-    report.check("request", "skipped", "its token is refused");
-    report.check("token", "failed", "refuses it");
-    assert_eq!(world.solver.solves(), 0, "nobody asked for a solve");
-    let report = Report::with(&world, &["--solve"]).await;
-    report.check("request", "failed", "HTTP 401, token-sidecar");
+    report.check("request", "failed", "HTTP 401");
+    report.check("request", "failed", "token is refused");
+    report.check("token", "warning", "there is none");
+    assert_eq!((asked(), world.sidecar.generation().await), (before, 1));
+    assert_eq!(world.get("/web/api/v2/x").await.status, 200, "a parser's request renews it");
+    assert_eq!(world.sidecar.generation().await, 2);
+}
+
+#[tokio::test]
+async fn request_at_the_wall_is_a_failure_and_starts_no_refresh() {
+    let world = world().await;
+    world.origin.set_wall(Wall::Closed);
+    let report = Report::of(&world).await;
+    report.check("request", "failed", "HTTP 403");
+    report.check("request", "failed", "brings a clearance");
+    assert_eq!((world.solver.solves(), world.sidecar.generation().await), (0, 1));
 }
 
 #[tokio::test]
@@ -668,4 +693,8 @@ async fn sidecar_to_which_no_parser_has_come_is_a_warning() {
     report.check("parsers", "warning", "none");
     report.check("hint", "warning", "HTTPS_PROXY");
     assert_eq!(report.exit, 0, "a warning fails nothing: {:#}", report.json);
+    let again = Report::of(&world).await;
+    again.check("request", "ok", "HTTP 200");
+    again.check("parsers", "warning", "none");
+    again.check("hint", "warning", "HTTPS_PROXY");
 }

@@ -3,19 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::{Certificate, Client, Method, Proxy, Response, header};
+use reqwest::{Certificate, Client, Method, Proxy, Response, StatusCode, header};
 use serde_json::Value;
 
 use super::report::Check;
-use super::{Patient, readable, verifier};
+use super::verifier::past_the_wall;
+use super::{Patient, readable};
 use crate::cli::client::{request, root_cause};
 use crate::config::{Config, Secret, reachable};
 use crate::hints;
 
 /// Longest wait for the admin port.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
-/// What a request through the sidecar may take beyond `HOLD_TIMEOUT`.
-const SLACK: Duration = Duration::from_secs(15);
+/// Longest wait for the answer to a request through the sidecar, which holds
+/// none of ours.
+const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
 /// The checks of the sidecar that these settings describe.
 pub(super) async fn examine(patient: &Patient) -> Vec<Check> {
@@ -30,11 +32,7 @@ pub(super) async fn examine(patient: &Patient) -> Vec<Check> {
     };
     let mut checks = vec![readiness(tried, &status)];
     checks.extend(hints(&status));
-    checks.push(match reason_against(patient, &status).await {
-        Some(reason) => Check::skipped("request", through_what(config), reason),
-        None => through(config).await,
-    });
-    // Of the status before the request above, which is none of a parser's.
+    checks.push(through(patient).await);
     checks.push(parsers(&status));
     checks
 }
@@ -73,27 +71,14 @@ fn hints(status: &Value) -> Vec<Check> {
     hints.map(|hint| Check::warning("hint", "hints of /status", hint, "")).collect()
 }
 
-/// Why no request may go through the sidecar: it would begin a refresh.
-async fn reason_against(patient: &Patient, status: &Value) -> Option<&'static str> {
-    let fingerprint = status["token"]["fingerprint"].as_str().unwrap_or_default();
-    if patient.solve {
-        None
-    } else if status["ready"] != true {
-        Some("it is not ready, so this could start a solve: only with --solve")
-    } else if verifier::refuses(patient, fingerprint).await {
-        Some("its token is refused, so this could start a solve: only with --solve")
-    } else {
-        None
-    }
-}
-
 fn through_what(config: &Config) -> String {
     let address = reachable(config.listen.proxy);
     format!("VERIFY_URL through the proxy at {address}, trusting TRUST_DIR's ca.pem")
 }
 
-/// A request to the API as a parser makes it.
-async fn through(config: &Config) -> Check {
+/// A request to the API as a parser makes it, which starts no refresh.
+async fn through(patient: &Patient) -> Check {
+    let config = &patient.config;
     let tried = through_what(config);
     let started = Instant::now();
     match ask_through(config).await {
@@ -107,29 +92,36 @@ async fn through(config: &Config) -> Check {
             Check::ok("request", tried, format!("HTTP {status} after {took}"))
         }
         Ok(response) => {
-            let found = described(response).await;
-            Check::failed(
-                "request",
-                tried,
-                found,
-                "README.md, «When it does not», says what it means",
-            )
+            let advice = remedy(patient, response.status());
+            Check::failed("request", tried, described(response).await, advice)
         }
+    }
+}
+
+/// What to do about an answer that is none.
+fn remedy(patient: &Patient, status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::UNAUTHORIZED => {
+            "the sidecar's token is refused: a parser's next request has it renewed, \
+             `token-sidecar refresh` does it at once"
+        }
+        StatusCode::FORBIDDEN => past_the_wall(patient),
+        _ => "README.md, «When it does not», says what it means",
     }
 }
 
 async fn ask_through(config: &Config) -> Result<Response, String> {
     let path = config.ca.trust_dir.join("ca.pem");
     let pem = std::fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let limit = config.refresh.hold_timeout.saturating_add(SLACK);
     let asked = async {
-        let request = parser(config, &pem)?.get(config.api.verify_url.to_string()).timeout(limit);
+        let request =
+            parser(config, &pem)?.get(config.api.verify_url.to_string()).timeout(REQUEST_LIMIT);
         // Some is needed where AUTHORIZATION=present; it is replaced by the token.
         request.header(header::AUTHORIZATION, "Bearer x").send().await
     };
     asked.await.map_err(|error| {
         if error.is_timeout() {
-            format!("no answer within {}", readable(limit))
+            format!("no answer within {}", readable(REQUEST_LIMIT))
         } else {
             root_cause(&error)
         }
@@ -171,5 +163,5 @@ fn parsers(status: &Value) -> Check {
         return Check::warning("parsers", tried, "none", advice);
     }
     let seen: Vec<_> = seen.iter().map(|route| format!("{} by {route}", count(route))).collect();
-    Check::ok("parsers", tried, format!("{}, those of earlier doctors included", seen.join(", ")))
+    Check::ok("parsers", tried, seen.join(", "))
 }

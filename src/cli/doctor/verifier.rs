@@ -75,19 +75,6 @@ async fn stored_token(patient: &Patient) -> Check {
     }
 }
 
-/// Whether a sidecar with the token of this fingerprint would have to renew
-/// it. A token that is not in the stores is not known to be refused.
-pub(super) async fn refuses(patient: &Patient, fingerprint: &str) -> bool {
-    let Some((token, clearance)) = newest(patient).await else {
-        return false;
-    };
-    token.fingerprint().to_string() == fingerprint
-        && matches!(
-            patient.probes.refresher.probe_token(&token, &clearance).await,
-            Judgement::Bad | Judgement::Walled
-        )
-}
-
 /// The live token that was issued last, of those in the stores.
 async fn newest(patient: &Patient) -> Option<(Token, Clearance)> {
     let in_redis = match &patient.probes.redis {
