@@ -36,7 +36,7 @@ fn readme_lists_every_variable_with_default_and_meaning() {
 #[test]
 fn env_example_has_every_variable_with_its_default() {
     let line = |variable: &Variable| match variable.name {
-        // Examples, since there is no default.
+        // Examples, since there is no default; the comment says so.
         "FLARESOLVERR_URL" => "# FLARESOLVERR_URL=http://127.0.0.1:8191/v1".to_owned(),
         "REDIS_URL" => "# REDIS_URL=redis://127.0.0.1:6379/0".to_owned(),
         // Kept up to date by the sidecar.
@@ -48,4 +48,24 @@ fn env_example_has_every_variable_with_its_default() {
         let name = line.strip_prefix("# ").unwrap_or(line).split('=').next().unwrap_or_default();
         line.contains('=') && VARIABLES.iter().any(|variable| variable.name == name)
     });
+}
+
+#[test]
+fn env_example_says_which_values_are_no_defaults() {
+    let text = read(".env.example");
+    for name in ["FLARESOLVERR_URL", "REDIS_URL"] {
+        let mut lines = text.lines().zip(text.lines().skip(1));
+        let (comment, _) = lines.find(|(_, line)| line.starts_with(&format!("# {name}="))).unwrap();
+        assert!(comment.ends_with("no default, an example."), "{comment}");
+    }
+}
+
+#[test]
+fn env_example_writes_no_literal_with_a_capital() {
+    let text = read(".env.example");
+    for comment in text.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let word = comment.split(' ').next().unwrap_or_default().trim_end_matches([':', ',', '.']);
+        let is_literal = word.contains(['/', ':', '=']);
+        assert!(!is_literal || VARIABLES.iter().any(|v| word.starts_with(v.name)), "{comment}");
+    }
 }
