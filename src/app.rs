@@ -35,8 +35,8 @@ pub enum AppError {
     /// A setting that cannot be used; exit code 2.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The address is taken, or not this machine's.
-    #[error("{variable}: cannot listen on {address}: {error}")]
+    /// The address is taken, or not this machine's, or the port is for root.
+    #[error("{variable}: cannot listen on {address}: {error}{}", advice(*.address, .error))]
     Listen {
         /// The variable that names the address.
         variable: &'static str,
@@ -492,6 +492,17 @@ fn listen(variable: &'static str, address: SocketAddr) -> Result<TcpListener, Ap
     TcpListener::bind(address).map_err(|error| AppError::Listen { variable, address, error })
 }
 
+/// What to do where only root may listen on a port.
+fn advice(address: SocketAddr, error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024 {
+        "; a port below 1024 needs CAP_NET_BIND_SERVICE or the sysctl \
+         net.ipv4.ip_unprivileged_port_start, or take a port from 1024 up and lead this one to it \
+         (a redirect, or the container's port mapping)"
+    } else {
+        ""
+    }
+}
+
 fn address_of(listener: &TcpListener) -> Result<SocketAddr, AppError> {
     listener.local_addr().map_err(AppError::Workers)
 }
@@ -556,6 +567,24 @@ fn raise_descriptor_limit() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn port_for_root_comes_with_advice() {
+        let message = |kind: io::ErrorKind, port| {
+            let address = SocketAddr::from(([127, 0, 0, 1], port));
+            AppError::Listen { variable: "SNI_LISTEN", address, error: kind.into() }.to_string()
+        };
+        let denied = message(io::ErrorKind::PermissionDenied, 443);
+        assert!(denied.starts_with("SNI_LISTEN: cannot listen on 127.0.0.1:443: "), "{denied}");
+        for way in ["CAP_NET_BIND_SERVICE", "ip_unprivileged_port_start", "from 1024 up"] {
+            assert!(denied.contains(way), "{denied}");
+        }
+        for other in
+            [message(io::ErrorKind::AddrInUse, 443), message(io::ErrorKind::PermissionDenied, 8443)]
+        {
+            assert!(!other.contains("1024"), "{other}");
+        }
+    }
 
     #[test]
     fn shares_add_up() {

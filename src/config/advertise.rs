@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use http::Uri;
 
-use super::{ConfigError, Env};
+use super::{ConfigError, Env, normalize_host};
 
 /// What `env` prints for parsers.
 #[derive(Clone, Debug)]
@@ -32,25 +32,34 @@ impl Advertise {
 }
 
 fn url(env: &Env, proxy: SocketAddr) -> Result<Uri, ConfigError> {
-    let authority = match env.given("ADVERTISE_URL") {
-        None => reachable(proxy).to_string(),
-        Some(_) => given_authority(&env.web_url("ADVERTISE_URL")?)?,
-    };
+    let given = env.parsed("ADVERTISE_URL", given_authority)?;
+    let authority = given.unwrap_or_else(|| reachable(proxy).to_string());
     let url = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
     url.map_err(|error| ConfigError::new("ADVERTISE_URL", error.to_string()))
 }
 
-fn given_authority(url: &Uri) -> Result<String, ConfigError> {
-    let bare = url.path() == "/" && url.query().is_none();
-    match (url.scheme_str(), url.host()) {
-        (Some("http"), Some(host)) if bare => {
-            Ok(format!("{host}:{}", url.port_u16().unwrap_or(80)))
-        }
-        _ => Err(ConfigError::new(
-            "ADVERTISE_URL",
-            "expected http://host:port without a path: the proxy speaks plain HTTP to parsers",
-        )),
+/// The `host:port` of `http://host[:port]`. The error never shows the text: it
+/// may hold credentials.
+fn given_authority(text: &str) -> Result<String, String> {
+    const PROBLEM: &str = "expected http://host:port without credentials and path: the proxy \
+                           speaks plain HTTP to parsers";
+    let uri: Uri = text.parse().map_err(|_| PROBLEM)?;
+    let authority = uri.authority().ok_or(PROBLEM)?;
+    let host = authority.host();
+    let bare = uri.path() == "/" && uri.query().is_none();
+    if uri.scheme_str() != Some("http") || host.is_empty() || !bare {
+        return Err(PROBLEM.to_owned());
     }
+    if normalize_host(host).parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()) {
+        return Err(format!(
+            "nothing can connect to {host}, expected the sidecar's name or address"
+        ));
+    }
+    let port = match authority.as_str().strip_prefix(host).ok_or(PROBLEM)?.strip_prefix(':') {
+        None => 80,
+        Some(port) => port.parse().ok().filter(|port: &u16| *port != 0).ok_or(PROBLEM)?,
+    };
+    Ok(format!("{host}:{port}"))
 }
 
 fn folder(env: &Env, trust_dir: &Path) -> Result<PathBuf, ConfigError> {
@@ -116,10 +125,15 @@ mod tests {
             ("ADVERTISE_URL", "http://proxy:8080/path"),
             ("ADVERTISE_URL", "http://proxy:8080/?x"),
             ("ADVERTISE_URL", "proxy"),
+            ("ADVERTISE_URL", "http://proxy:0"),
+            ("ADVERTISE_URL", "http://proxy:65536"),
+            ("ADVERTISE_URL", "http://0.0.0.0:8080"),
+            ("ADVERTISE_URL", "http://[::]:8080"),
             ("ADVERTISE_TRUST_DIR", "certs"),
         ] {
             let error = read(&[(name, value)], "127.0.0.1:1").unwrap_err().to_string();
             assert!(error.starts_with(name) && !error.contains("pass"), "{error}");
+            assert!(!error.contains("https"), "{error}");
         }
     }
 }

@@ -87,8 +87,9 @@ impl Env {
     pub(super) fn duration(&self, name: &'static str) -> Result<Duration, ConfigError> {
         let text = self.text(name);
         match humantime::parse_duration(text) {
-            Ok(duration) if !duration.is_zero() => Ok(duration),
-            _ => Err(bad(name, text, "a time such as 500ms, 10s, 5m or 3h")),
+            Ok(duration) if duration.is_zero() => Err(bad(name, text, "a time of more than zero")),
+            Ok(duration) => Ok(duration),
+            Err(_) => Err(bad(name, text, "a time such as 500ms, 10s, 5m or 3h")),
         }
     }
 
@@ -157,16 +158,17 @@ impl Env {
     }
 
     /// A list separated by commas, each item read by `parse`. Items are never
-    /// empty; the list is so only where the default is.
+    /// empty; the list is so only where neither a value nor a default is there.
     pub(super) fn list<T>(
         &self,
         name: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Result<Vec<T>, ConfigError> {
-        let items = self.text(name).split(',').map(str::trim).filter(|item| !item.is_empty());
+        let text = self.text(name);
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
         let list: Result<Vec<T>, String> = items.map(parse).collect();
         let list = list.map_err(|problem| ConfigError::new(name, problem))?;
-        if list.is_empty() && !default_of(name).is_empty() {
+        if list.is_empty() && !text.is_empty() {
             return Err(ConfigError::new(name, "the list is empty"));
         }
         Ok(list)
@@ -285,6 +287,26 @@ mod tests {
         assert!(error.to_string().starts_with("PROXY_AUTH:"), "{error}");
         assert!(!error.to_string().contains("pass\""), "{error}");
         assert_eq!(parse_file("OTHER=\"x\nno assignment\n# c=\"\n").unwrap().len(), 0);
+    }
+
+    #[test]
+    fn no_time_at_all_is_told_from_what_is_no_time() {
+        let error =
+            |text| Env::from_pairs([("TOKEN_TTL", text)]).duration("TOKEN_TTL").unwrap_err();
+        assert!(error("0s").to_string().ends_with("expected a time of more than zero"));
+        assert!(
+            error("soon").to_string().ends_with("expected a time such as 500ms, 10s, 5m or 3h")
+        );
+    }
+
+    #[test]
+    fn a_list_that_is_given_is_not_empty() {
+        let list = |text| {
+            Env::from_pairs([("UPSTREAM_DNS", text)]).list("UPSTREAM_DNS", |item| Ok(item.len()))
+        };
+        assert_eq!(list(" , ").unwrap_err().to_string(), "UPSTREAM_DNS: the list is empty");
+        assert_eq!(list("a,,bc").unwrap(), [1, 2]);
+        assert!(list("").unwrap().is_empty(), "empty counts as unset");
     }
 
     #[test]

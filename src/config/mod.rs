@@ -15,6 +15,7 @@
 
 mod advertise;
 mod env;
+mod listen;
 mod origin;
 mod parent;
 mod parse;
@@ -22,7 +23,6 @@ mod secret;
 mod variables;
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ use thiserror::Error;
 
 pub use advertise::{Advertise, reachable};
 pub use env::Env;
+pub use listen::Listen;
 pub use origin::{ApiOrigin, normalize_host};
 pub use parent::ParentProxy;
 pub use parse::{AllowedHost, AllowedName, ConnectTo};
@@ -80,21 +81,6 @@ pub struct Config {
     pub advertise: Advertise,
     /// Log filter and format.
     pub log: Log,
-}
-
-/// Addresses, threads and the end of the process.
-#[derive(Clone, Debug)]
-pub struct Listen {
-    /// The proxy's own address. `PROXY_LISTEN`.
-    pub proxy: SocketAddr,
-    /// The admin port's address. `ADMIN_LISTEN`.
-    pub admin: SocketAddr,
-    /// Where TLS comes straight in, if anywhere. `SNI_LISTEN`.
-    pub sni: Option<SocketAddr>,
-    /// Worker threads. `WORKERS`.
-    pub workers: NonZeroUsize,
-    /// Longest time that running answers get after SIGTERM. `DRAIN_TIMEOUT`.
-    pub drain_timeout: Duration,
 }
 
 /// The shop: its API origins, its page, its cookie, the request that tells a
@@ -309,28 +295,6 @@ impl Config {
             upstream,
             access,
             log: Log::from_env(env)?,
-        })
-    }
-}
-
-impl Listen {
-    /// Reads the section. There are never more workers than connections to
-    /// one origin, so that each worker has at least one of its own.
-    fn from_env(env: &Env, upstream_connections: usize) -> Result<Self, ConfigError> {
-        let workers = match env.given("WORKERS") {
-            Some(_) => env.count("WORKERS", 1..=64)?,
-            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(4),
-        };
-        let workers = NonZeroUsize::new(workers.min(upstream_connections));
-        Ok(Self {
-            proxy: env.address("PROXY_LISTEN")?,
-            admin: env.address("ADMIN_LISTEN")?,
-            sni: match env.given("SNI_LISTEN") {
-                Some(_) => Some(env.address("SNI_LISTEN")?),
-                None => None,
-            },
-            workers: workers.unwrap_or(NonZeroUsize::MIN),
-            drain_timeout: env.duration("DRAIN_TIMEOUT")?,
         })
     }
 }

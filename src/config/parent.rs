@@ -34,7 +34,7 @@ impl ParentProxy {
         };
         Ok(Self {
             host: normalize_host(authority.host()),
-            port: authority.port_u16().ok_or_else(problem)?,
+            port: authority.port_u16().filter(|port| *port != 0).ok_or_else(problem)?,
             user,
             password,
         })
@@ -66,6 +66,9 @@ fn problem() -> String {
 /// User and password of `user[:password]`, percent-decoded.
 fn credentials(pair: &str) -> Result<(Option<Secret>, Option<Secret>), String> {
     let decode = |text: &str| {
+        if has_broken_escape(text) {
+            return Err(problem());
+        }
         let decoded = percent_decode_str(text).decode_utf8().map_err(|_| problem())?;
         Ok::<_, String>(Secret::new(decoded))
     };
@@ -76,6 +79,15 @@ fn credentials(pair: &str) -> Result<(Option<Secret>, Option<Secret>), String> {
         return Err("the user's name must not hold a colon".to_owned());
     }
     Ok((Some(user), password.map(decode).transpose()?))
+}
+
+/// Whether a `%` lacks its two digits; decoding would leave it as it is.
+fn has_broken_escape(text: &str) -> bool {
+    let is_whole = |rest: &str| {
+        let digits = rest.bytes().take(2).filter(u8::is_ascii_hexdigit);
+        digits.count() == 2
+    };
+    !text.split('%').skip(1).all(is_whole)
 }
 
 #[cfg(test)]
@@ -110,6 +122,11 @@ mod tests {
             "http://u:hunter2#@squid:3128",
             "http://u%3Ax:hunter2@squid:3128",
             "http://%ff:hunter2@squid:3128",
+            "http://u:hunter2%ZZ@squid:3128",
+            "http://u:hunter2%4@squid:3128",
+            "http://u%%40:hunter2@squid:3128",
+            "http://u:hunter2@squid:0",
+            "http://u:hunter2@squid:65536",
         ] {
             let error = ParentProxy::parse(text).unwrap_err();
             assert!(!error.contains("hunter2") && !error.contains("squid"), "{text}: {error}");

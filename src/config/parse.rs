@@ -98,7 +98,8 @@ pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
     const DNS_PORT: u16 = 53;
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let with_default = bare.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, DNS_PORT));
-    with_default.or_else(|_| text.parse()).map_err(|_| {
+    let server = with_default.or_else(|_| text.parse::<SocketAddr>()).ok();
+    server.filter(|server| server.port() != 0).ok_or_else(|| {
         format!(
             "{text:?} is not usable, expected resolvers such as 192.0.2.53 or [2001:db8::53]:53"
         )
@@ -155,7 +156,9 @@ mod tests {
         check("2001:db8::1", "[2001:db8::1]:53");
         check("[2001:db8::1]", "[2001:db8::1]:53");
         check("[2001:db8::1]:5353", "[2001:db8::1]:5353");
-        assert!(dns_server("dns.test").is_err() && dns_server("192.0.2.1:x").is_err());
+        for text in ["dns.test", "192.0.2.1:x", "192.0.2.1:0", "[2001:db8::1]:0"] {
+            assert!(dns_server(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -267,10 +267,24 @@ async fn silent_servers_do_not_keep_a_client_from_the_parent() {
 }
 
 #[tokio::test]
+async fn neighbour_that_the_servers_do_not_know_is_led_to_no_proxy() {
+    let dns = Dns::start().await;
+    let world = world_named_by(&dns).await;
+    for (target, advice) in [("redis:6379", "NO_PROXY"), ("unknown.test:80", "UPSTREAM_DNS")] {
+        let response = world.connect(target).await.0;
+        check_fails(&response, &dns.addr().to_string(), "says that there is no such name");
+        let hint = response.json()["hint"].as_str().unwrap_or_default().to_owned();
+        assert!(hint.contains(advice), "{hint}");
+    }
+}
+
+#[tokio::test]
 async fn unusable_server_ends_the_start() {
-    let mut stage = Stage::new().await;
-    stage.set("UPSTREAM_DNS", "192.0.2.1,dns.test");
-    let output = stage.run(&["run"]).await;
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("UPSTREAM_DNS:"), "{}", stderr(&output));
+    for servers in ["192.0.2.1,dns.test", "192.0.2.1:0", ","] {
+        let mut stage = Stage::new().await;
+        stage.set("UPSTREAM_DNS", servers);
+        let output = stage.run(&["run"]).await;
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains("UPSTREAM_DNS:"), "{}", stderr(&output));
+    }
 }

@@ -273,6 +273,17 @@ async fn there_is_no_way_around_proxy_auth() {
 }
 
 #[tokio::test]
+async fn two_listeners_on_one_address_end_the_start() {
+    let mut stage = stage().await;
+    stage.set("ADMIN_LISTEN", "127.0.0.1:9090");
+    stage.set("SNI_LISTEN", "0.0.0.0:9090");
+    let output = stage.run(&["run"]).await;
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("SNI_LISTEN:") && text.contains("ADMIN_LISTEN"), "{text}");
+}
+
+#[tokio::test]
 async fn port_that_is_taken_ends_the_start() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut stage = stage().await;
