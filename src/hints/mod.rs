@@ -28,11 +28,18 @@ pub const DOCTOR: HeaderValue = HeaderValue::from_static("token-sidecar-doctor")
 /// How many clients, or hosts, are told of one mistake.
 const MOST: usize = 16;
 
+/// How a client is made to trust the CA.
+const CA_VARIABLES: &str = "set REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE to the \
+                            ca-bundle.pem of TRUST_DIR, NODE_EXTRA_CA_CERTS to its ca.pem; \
+                            `token-sidecar env` prints them";
+
 /// A mistake, and whose it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hint {
     /// The client at this address does not trust the CA.
     Distrust(IpAddr),
+    /// The client at this address hangs up once it has seen our certificate.
+    HangUp(IpAddr),
     /// The client at this address brings an anonymous token that has expired.
     StaleToken(IpAddr),
     /// The client at this address brings a personal token that has expired.
@@ -45,6 +52,7 @@ pub enum Hint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Distrust,
+    HangUp,
     StaleToken,
     StaleLogin,
     NoProxy,
@@ -57,6 +65,13 @@ impl Hint {
         Self::Distrust(address.to_canonical())
     }
 
+    /// That the client at `address` hangs up on our certificate: for want of
+    /// trust, mostly.
+    #[must_use]
+    pub fn hang_up(address: IpAddr) -> Self {
+        Self::HangUp(address.to_canonical())
+    }
+
     /// That the client at `address` brings an expired token of its own.
     #[must_use]
     pub fn stale(address: IpAddr, personal: bool) -> Self {
@@ -67,6 +82,7 @@ impl Hint {
     fn kind(&self) -> Kind {
         match self {
             Self::Distrust(_) => Kind::Distrust,
+            Self::HangUp(_) => Kind::HangUp,
             Self::StaleToken(_) => Kind::StaleToken,
             Self::StaleLogin(_) => Kind::StaleLogin,
             Self::NoProxy(_) => Kind::NoProxy,
@@ -75,9 +91,10 @@ impl Hint {
 
     fn who(&self) -> &dyn fmt::Display {
         match self {
-            Self::Distrust(address) | Self::StaleToken(address) | Self::StaleLogin(address) => {
-                address
-            }
+            Self::Distrust(address)
+            | Self::HangUp(address)
+            | Self::StaleToken(address)
+            | Self::StaleLogin(address) => address,
             Self::NoProxy(host) => host,
         }
     }
@@ -86,7 +103,9 @@ impl Hint {
         let (kind, who) = (self.kind(), self.who());
         let hint = kind.text(&who.to_string());
         match kind {
-            Kind::Distrust | Kind::NoProxy => warn!(kind = kind.as_str(), %who, hint, "hint"),
+            Kind::Distrust | Kind::HangUp | Kind::NoProxy => {
+                warn!(kind = kind.as_str(), %who, hint, "hint");
+            }
             Kind::StaleToken | Kind::StaleLogin => info!(kind = kind.as_str(), %who, hint, "hint"),
         }
     }
@@ -94,11 +113,13 @@ impl Hint {
 
 impl Kind {
     /// Every kind, what hurts most first.
-    const ALL: [Self; 4] = [Self::Distrust, Self::NoProxy, Self::StaleLogin, Self::StaleToken];
+    const ALL: [Self; 5] =
+        [Self::Distrust, Self::HangUp, Self::NoProxy, Self::StaleLogin, Self::StaleToken];
 
     fn as_str(self) -> &'static str {
         match self {
             Self::Distrust => "ca_not_trusted",
+            Self::HangUp => "ca_seems_not_trusted",
             Self::StaleToken => "own_token_expired",
             Self::StaleLogin => "own_login_expired",
             Self::NoProxy => "no_proxy_missing",
@@ -108,9 +129,12 @@ impl Kind {
     /// For a person: what is wrong with `who`, one or several, and what to do.
     fn text(self, who: &str) -> String {
         match self {
-            Self::Distrust => format!(
-                "TLS was refused by {who}: the CA is not trusted there; set REQUESTS_CA_BUNDLE, \
-                 SSL_CERT_FILE or NODE_EXTRA_CA_CERTS to the ca-bundle.pem of TRUST_DIR"
+            Self::Distrust => {
+                format!("TLS was refused by {who}: the CA is not trusted there; {CA_VARIABLES}")
+            }
+            Self::HangUp => format!(
+                "TLS was broken off by {who} without a word: the CA seems not to be trusted there, \
+                 unless it was only a probe; {CA_VARIABLES}"
             ),
             Self::StaleToken => format!(
                 "an expired token comes from {who}: the parser's own is out of date and is \
@@ -121,8 +145,8 @@ impl Kind {
                  go as anonymous; log in again, or leave it out"
             ),
             Self::NoProxy => format!(
-                "requests for {who} come here and not straight to it; name it in the parser's \
-                 NO_PROXY"
+                "the parser takes the proxy to {who}, which it can reach by itself; add to its \
+                 NO_PROXY: {who}"
             ),
         }
     }
@@ -178,7 +202,8 @@ impl Hints {
 
     /// Whether a client has come to the API and gone again for want of trust.
     fn knows_distrust(&self) -> bool {
-        of_kind(&self.told.load(), Kind::Distrust).next().is_some()
+        let told = self.told.load();
+        told.iter().any(|hint| matches!(hint.kind(), Kind::Distrust | Kind::HangUp))
     }
 }
 
@@ -207,7 +232,8 @@ mod tests {
         assert!(!hints.note(&Hint::distrust(address(1))));
         assert!(!hints.note(&Hint::distrust("::ffff:10.0.0.1".parse().unwrap())), "the same");
         assert!(hints.note(&Hint::distrust(address(2))), "another client");
-        assert!(hints.note(&Hint::stale(address(1), false)), "another mistake");
+        assert!(hints.note(&Hint::hang_up(address(1))), "another mistake");
+        assert!(hints.note(&Hint::stale(address(1), false)), "and another");
         assert!(hints.note(&Hint::stale(address(1), true)), "and another");
     }
 

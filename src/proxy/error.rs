@@ -15,7 +15,8 @@ use serde_json::json;
 use thiserror::Error;
 
 use super::body::AnswerBody;
-use crate::net::{DialError, Found, ParentError, SendError};
+use crate::hints::LocalHost;
+use crate::net::{DialError, Found, ParentError, ResolveError, SendError};
 use crate::refresh::{FailureReason, RefreshFailure};
 
 /// The field that tells who made or changed an answer.
@@ -319,14 +320,8 @@ impl ProxyError {
 }
 
 fn dial_face(error: &DialError) -> Face {
-    let unreachable = |kind| {
-        face(
-            StatusCode::BAD_GATEWAY,
-            "upstream_unreachable",
-            kind,
-            "Check the name, the network and the upstream itself.",
-        )
-    };
+    let unreachable =
+        |kind| face(StatusCode::BAD_GATEWAY, "upstream_unreachable", kind, unreachable_hint(error));
     match error {
         DialError::NotAllowed { .. } => face(
             StatusCode::FORBIDDEN,
@@ -357,6 +352,29 @@ fn dial_face(error: &DialError) -> Face {
             "The upstream's certificate did not verify; UPSTREAM_CA_FILE adds roots.",
         ),
         _ => unreachable("connection_refused"),
+    }
+}
+
+const CHECK_UPSTREAM: &str = "Check the name, the network and the upstream itself.";
+
+/// What to do where nothing is found, or nothing answers.
+fn unreachable_hint(error: &DialError) -> &'static str {
+    let (host, by_servers) = match error {
+        DialError::Resolve { host, error } => (host, matches!(error, ResolveError::Servers { .. })),
+        DialError::Connect { host, .. } | DialError::Timeout { host, .. } => (host, false),
+        _ => return CHECK_UPSTREAM,
+    };
+    match (LocalHost::of(host).is_some(), by_servers) {
+        (false, false) => CHECK_UPSTREAM,
+        (false, true) => "Check the name, and the resolvers in UPSTREAM_DNS of the sidecar.",
+        (true, false) => {
+            "Check the name and the network; a neighbour of the client belongs in NO_PROXY of the \
+             client."
+        }
+        (true, true) => {
+            "A neighbour of the client belongs in NO_PROXY of the client: the resolvers in \
+             UPSTREAM_DNS of the sidecar do not know it."
+        }
     }
 }
 

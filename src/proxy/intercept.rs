@@ -2,7 +2,7 @@
 //! none, and the inner requests are forwarded with the token.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -103,8 +103,9 @@ impl Service {
             Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
             Ok(Err((error, stream))) => {
                 debug!(%error, client.addr = %client, "TLS with the client failed");
-                if !tunnelled.by_doctor && is_distrust(&error, stream.answered) {
-                    self.proxy.hints.tell(&Hint::distrust(client.ip()));
+                let hint = distrust(&error, stream.answered, client.ip());
+                if let Some(hint) = hint.filter(|_| !tunnelled.by_doctor) {
+                    self.proxy.hints.tell(&hint);
                 }
             }
             Err(_) => {
@@ -185,19 +186,18 @@ impl Service {
     }
 }
 
-/// Whether a handshake failed because the client does not trust the CA: it
-/// says so or, as Node does, is gone without a word once it has been
-/// `answered` with our certificate.
-fn is_distrust(error: &io::Error, answered: bool) -> bool {
+/// What a failed handshake says of the trust of the client at `address`: it
+/// refuses our certificate or, as Node does, is gone without a word once it has
+/// been `answered` with it.
+fn distrust(error: &io::Error, answered: bool, address: IpAddr) -> Option<Hint> {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-        Some(rustls::Error::AlertReceived(alert)) => matches!(
-            alert,
+        Some(rustls::Error::AlertReceived(
             AlertDescription::UnknownCA
-                | AlertDescription::BadCertificate
-                | AlertDescription::CertificateUnknown
-        ),
-        Some(_) => false,
-        None => answered && HANG_UPS.contains(&error.kind()),
+            | AlertDescription::BadCertificate
+            | AlertDescription::CertificateUnknown,
+        )) => Some(Hint::distrust(address)),
+        Some(_) => None,
+        None => (answered && HANG_UPS.contains(&error.kind())).then(|| Hint::hang_up(address)),
     }
 }
 
@@ -301,6 +301,12 @@ mod tests {
         io::Error::new(io::ErrorKind::InvalidData, rustls::Error::AlertReceived(alert))
     }
 
+    fn check(error: &io::Error, answered: bool, expected: Option<fn(IpAddr) -> Hint>) {
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let expected = expected.map(|hint| hint(address));
+        assert_eq!(distrust(error, answered, address), expected, "{error}");
+    }
+
     #[test]
     fn alerts_about_the_certificate_are_distrust() {
         for description in [
@@ -308,17 +314,18 @@ mod tests {
             AlertDescription::BadCertificate,
             AlertDescription::CertificateUnknown,
         ] {
-            assert!(is_distrust(&alert(description), true), "{description:?}");
+            check(&alert(description), true, Some(Hint::distrust));
         }
-        assert!(!is_distrust(&alert(AlertDescription::ProtocolVersion), true));
-        assert!(!is_distrust(&alert(AlertDescription::UserCanceled), true));
+        check(&alert(AlertDescription::ProtocolVersion), true, None);
+        check(&alert(AlertDescription::UserCanceled), true, None);
     }
 
     #[test]
-    fn hanging_up_is_distrust_only_once_the_certificate_is_out() {
+    fn hanging_up_is_told_of_only_once_the_certificate_is_out() {
         for kind in HANG_UPS {
-            assert!(is_distrust(&kind.into(), true) && !is_distrust(&kind.into(), false), "{kind}");
+            check(&kind.into(), true, Some(Hint::hang_up));
+            check(&kind.into(), false, None);
         }
-        assert!(!is_distrust(&io::ErrorKind::TimedOut.into(), true));
+        check(&io::ErrorKind::TimedOut.into(), true, None);
     }
 }

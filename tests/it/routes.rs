@@ -418,6 +418,17 @@ async fn refusal_of_another_host_is_its_own() {
     assert_eq!(world.solver.solves(), 0);
 }
 
+#[tokio::test]
+async fn neighbour_that_is_not_found_is_led_to_no_proxy() {
+    let world = World::start().await;
+    let response =
+        world.raw("GET http://redis-of-the-client/ HTTP/1.1\r\nHost: redis-of-the-client\r\n\r\n");
+    let response = response.await;
+    assert_eq!((response.status, response.code().as_str()), (502, "upstream_unreachable"));
+    let text = response.text();
+    assert!(text.contains("NO_PROXY"), "{text}");
+}
+
 fn check_is_refused(world: &World, response: &Response) {
     assert_eq!(
         (response.status, response.code().as_str()),
