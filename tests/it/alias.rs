@@ -8,12 +8,12 @@ use hickory_resolver::proto::rr::RecordType;
 
 use crate::support::alias::{AliasWorld, OTHER};
 use crate::support::client::{API, GATE};
+use crate::support::parser::is_installed;
 use crate::support::sidecar::{output, stderr, stdout};
 
 /// curl as a parser would run it, but for the CA that it trusts. It shows each status and body.
 fn curl(alias: &AliasWorld, ca: &Path) -> Option<Command> {
-    if Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: curl is not installed");
+    if !is_installed("curl", "curl", &["--version"]) {
         return None;
     }
     let mut command = alias.command("curl");

@@ -14,7 +14,7 @@ use crate::support::http::Response;
 use crate::support::origin::Origin;
 use crate::support::parent::{Manner as ParentManner, ParentProxy};
 use crate::support::sidecar::stderr;
-use crate::support::{Stage, World, until};
+use crate::support::{Stage, World, skip, until};
 
 const PATH: &str = "/web/api/v2/x";
 const OTHER: &str = "other.test";
@@ -90,7 +90,7 @@ async fn answer_is_asked_for_anew_after_its_ttl() {
 #[tokio::test]
 async fn both_families_are_tried() {
     let Ok(listener) = TcpListener::bind("[::1]:0").await else {
-        return eprintln!("skipped: this machine has no IPv6 loopback");
+        return skip::not_permitted("an IPv6 loopback");
     };
     let dns = Dns::start().await;
     // Nothing listens on the IPv4 address.

@@ -16,7 +16,7 @@ use crate::support::redis::Redis;
 use crate::support::sidecar::{stderr, stdout};
 use crate::support::solver::Mode;
 use crate::support::token::Jwt;
-use crate::support::{Stage, World, until};
+use crate::support::{Stage, World, skip, until};
 
 const TOKEN_KEY: &str = "chitai_gorod_token";
 const COOKIES_KEY: &str = "chitai_gorod_cookies";
@@ -250,8 +250,7 @@ async fn ca_key_that_others_can_read_is_a_failure() {
 #[tokio::test]
 async fn ca_key_of_another_user_is_a_warning() {
     if !geteuid().is_root() {
-        eprintln!("skipped: only root can give a file away");
-        return;
+        return skip::not_permitted("giving a file away, which only root can");
     }
     let stage = with_ca().await;
     chown(stage.path("certs").join("ca.key"), Some(65_532), None).unwrap();

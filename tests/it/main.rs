@@ -28,6 +28,7 @@ mod refusal;
 mod replay;
 mod routes;
 mod secrets;
+mod sessions;
 mod sni;
 mod soak;
 mod sources;

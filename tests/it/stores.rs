@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::origin::Verification;
 use crate::support::sidecar::{BINARY, Sidecar};
 use crate::support::token::{Jwt, LIFE, fingerprint};
-use crate::support::{Stage, World, until, until_within};
+use crate::support::{Stage, World, skip, until, until_within};
 
 const PATH: &str = "/web/api/v2/x";
 const TOKEN_KEY: &str = "chitai_gorod_token";
@@ -471,7 +471,7 @@ async fn env_file_on_a_read_only_mount_is_read_and_warned_of_once() {
         .arg(stage.env_file())
         .status();
     if !remounted.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no read-only bind mounts here");
+        skip::not_permitted("a read-only bind mount");
         return;
     }
     let world = stage.start().await;
@@ -499,7 +499,7 @@ fn mount(how: &str, source: &std::path::Path, target: &std::path::Path) -> Optio
     if done.is_ok_and(|output| output.status.success()) {
         return Some(Mount(target.to_owned()));
     }
-    eprintln!("skipped: this test needs to be allowed to mount");
+    skip::not_permitted("a mount");
     None
 }
 

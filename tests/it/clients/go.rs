@@ -41,3 +41,8 @@ async fn net_http_sees_no_401_through_the_proxy() {
 async fn net_http_sees_no_401_at_the_gateway() {
     check_go(Way::Gateway).await;
 }
+
+#[tokio::test]
+async fn net_http_sees_no_401_behind_the_alias() {
+    check_go(Way::Alias).await;
+}

@@ -19,13 +19,11 @@ pub(super) struct Client {
     trust_note: &'static str,
 }
 
-const ALL_WAYS: &[Way] = &[Way::Proxy, Way::Gateway, Way::Alias];
-
 /// What most clients have in common.
 const PLAIN: Client = Client {
     name: "",
     tests: "",
-    ways: &[Way::Proxy, Way::Gateway],
+    ways: &[Way::Proxy, Way::Gateway, Way::Alias],
     proxy: &["HTTPS_PROXY"],
     proxy_note: "",
     trust: &["SSL_CERT_FILE"],
@@ -35,7 +33,6 @@ const PLAIN: Client = Client {
 pub(super) const REQUESTS: Client = Client {
     name: "Python requests",
     tests: "python::requests_",
-    ways: ALL_WAYS,
     trust: &["REQUESTS_CA_BUNDLE"],
     ..PLAIN
 };
@@ -45,7 +42,6 @@ pub(super) const HTTPX: Client = Client { name: "Python httpx", tests: "python::
 pub(super) const AIOHTTP: Client = Client {
     name: "Python aiohttp",
     tests: "python::aiohttp_",
-    ways: ALL_WAYS,
     proxy_note: ", only with `trust_env=True`; else the gateway or an alias",
     ..PLAIN
 };
@@ -67,7 +63,6 @@ pub(super) const CURL_CFFI: Client = Client {
 pub(super) const CURL: Client = Client {
     name: "curl",
     tests: "curl::curl_",
-    ways: ALL_WAYS,
     proxy: &["https_proxy", "http_proxy"],
     proxy_note: " (lower case)",
     trust: &["CURL_CA_BUNDLE"],
@@ -94,10 +89,10 @@ pub(super) const NODE_FETCH: Client = Client {
 pub(super) const NODE_HTTPS: Client = Client {
     name: "Node https, axios",
     tests: "node::https_",
-    ways: ALL_WAYS,
     trust: &["NODE_EXTRA_CA_CERTS"],
     ..PLAIN
 };
+/// Nothing but a proxy makes it special: where it knows of none it is [`NODE_HTTPS`].
 pub(super) const NODE_AXIOS_OLD: Client = Client {
     name: "Node axios up to 1.7",
     tests: "node::axios_up_to_1_7_",
@@ -115,11 +110,11 @@ pub(super) const GO: Client = Client {
 pub(super) const JAVA: Client = Client {
     name: "Java HttpClient",
     tests: "java::http_client_",
-    ways: ALL_WAYS,
     proxy: &["JAVA_TOOL_OPTIONS"],
     proxy_note: ": `-Dhttps.proxyHost=… -Dhttps.proxyPort=…`",
     trust: &["JAVA_TOOL_OPTIONS"],
     trust_note: ": `-Djavax.net.ssl.trustStore=… -Djavax.net.ssl.trustStorePassword=…`",
+    ..PLAIN
 };
 
 const CLIENTS: [Client; 13] = [

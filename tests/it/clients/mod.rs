@@ -3,7 +3,7 @@
 //! Their programs are in `tests/clients`, written as a parser's author would.
 //! Each gets only the variables that the README's table names for it
 //! ([`matrix`]), so the table is proved, too. A client that is not installed is
-//! skipped by name; `tests/run.sh` installs them all.
+//! skipped by name, or fails; `tests/run.sh` installs them all.
 
 mod curl;
 mod go;

@@ -38,3 +38,8 @@ async fn php_curl_sees_no_401_through_the_proxy() {
 async fn php_curl_sees_no_401_at_the_gateway() {
     check_php(Way::Gateway).await;
 }
+
+#[tokio::test]
+async fn php_curl_sees_no_401_behind_the_alias() {
+    check_php(Way::Alias).await;
+}

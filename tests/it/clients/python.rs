@@ -89,3 +89,28 @@ async fn curl_cffi_sees_no_401_through_the_proxy() {
 async fn curl_cffi_sees_no_401_at_the_gateway() {
     check_script(&CURL_CFFI, Way::Gateway, "curl_cffi_client.py", "curl_cffi").await;
 }
+
+#[tokio::test]
+async fn urllib_sees_no_401_behind_the_alias() {
+    check_script(&URLLIB, Way::Alias, "urllib_client.py", "urllib").await;
+}
+
+#[tokio::test]
+async fn httpx_sees_no_401_behind_the_alias() {
+    check_script(&HTTPX, Way::Alias, "httpx_client.py", "httpx").await;
+}
+
+#[tokio::test]
+async fn httpx_that_offers_http_2_sees_no_401_behind_the_alias() {
+    check_script(&HTTPX, Way::Alias, "httpx_http2.py", "httpx, h2").await;
+}
+
+#[tokio::test]
+async fn scrapy_sees_no_401_behind_the_alias() {
+    check_script(&SCRAPY, Way::Alias, "scrapy_spider.py", "scrapy").await;
+}
+
+#[tokio::test]
+async fn curl_cffi_sees_no_401_behind_the_alias() {
+    check_script(&CURL_CFFI, Way::Alias, "curl_cffi_client.py", "curl_cffi").await;
+}

@@ -16,7 +16,8 @@ use tokio::net::TcpListener;
 use super::client::{API, GATE};
 use super::dns::Dns;
 use super::origin::Origin;
-use super::{Stage, World};
+use super::parser::is_installed;
+use super::{Stage, World, skip};
 
 /// Some host that is not the API's, which an alias leads to the sidecar, too.
 pub(crate) const OTHER: &str = "other.test";
@@ -47,14 +48,17 @@ impl AliasWorld {
     /// A ready sidecar behind an alias; `None`, with a word on why, where this machine does not
     /// allow it.
     pub(crate) async fn start() -> Option<Self> {
+        if !is_installed("a client behind an alias", "unshare", &["--version"]) {
+            return None;
+        }
         if let Err(why) = check_namespace() {
-            eprintln!("skipped: no mount namespace for a client behind an alias: {why}");
+            skip::not_permitted(format_args!("a mount namespace for a client: {why}"));
             return None;
         }
         match Self::try_start().await {
             Ok(world) => Some(world),
             Err(error) => {
-                eprintln!("skipped: no port 443 or 53 for an alias: {error}");
+                skip::not_permitted(format_args!("ports 443 and 53 for an alias: {error}"));
                 None
             }
         }

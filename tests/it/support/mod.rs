@@ -10,6 +10,7 @@ pub(crate) mod parent;
 pub(crate) mod parser;
 pub(crate) mod redis;
 pub(crate) mod sidecar;
+pub(crate) mod skip;
 pub(crate) mod solver;
 pub(crate) mod token;
 

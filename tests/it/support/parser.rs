@@ -3,17 +3,20 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::skip;
+
 /// A file of `tests/clients`.
 pub(crate) fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 
-/// Whether `program` runs with these arguments; if not, says that `client` is skipped.
+/// Whether `program` runs with these arguments; if not, `client` is skipped, see [`skip`].
 pub(crate) fn is_installed(client: &str, program: &str, arguments: &[&str]) -> bool {
     let found = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
-        eprintln!("skipped: {client}: `{program} {}` does not run", arguments.join(" "));
+        let call = arguments.join(" ");
+        skip::not_installed(format_args!("{client}: `{program} {call}` does not run"));
     }
     found
 }
