@@ -13,6 +13,8 @@
 # What is missing comes by apt-get, as root or by sudo. The Python clients (tests/clients/requirements.txt) go to .venv,
 # or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 #
+# SOAK_DOOR=closed leaves the parsers of soak no source but the failing solver: 401 is then all that they may see.
+#
 # A test that cannot run here writes «skipped: <test>: <reason>» to standard error. TOKEN_SIDECAR_TEST_NO_SKIP makes it
 # fail instead: 1 (the default, but not with --no-install) if a program or a package is missing, all also if the machine
 # does not permit something, such as mount namespaces or ports 443 and 53. Set all where everything is permitted: CI.

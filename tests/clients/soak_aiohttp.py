@@ -19,7 +19,8 @@ async def look_up(session, phrase):
         async with session.get(f"{api}/search", params={"phrase": phrase}) as answer:
             text = await answer.text()
             if answer.status != 200:
-                report["errors"].append(f"{answer.status} {text[:200]}")
+                mark = answer.headers.get("Proxy-Status", "")
+                report["errors"].append(f"{answer.status} {mark} {text[:200]}")
     except (asyncio.TimeoutError, aiohttp.ClientError) as error:
         report["errors"].append(repr(error))
     report["longest"] = max(report["longest"], time.monotonic() - started)

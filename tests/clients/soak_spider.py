@@ -31,7 +31,8 @@ class Catalogue(scrapy.Spider):
 
     def parse(self, response, category, page):
         if response.status != 200:
-            self.errors.append(f"{response.status} {response.text[:200]}")
+            mark = response.headers.get("Proxy-Status", b"").decode()
+            self.errors.append(f"{response.status} {mark} {response.text[:200]}")
         self.longest = max(self.longest, response.meta["download_latency"])
         yield self.page(category, page + 1)
 

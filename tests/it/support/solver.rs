@@ -45,6 +45,8 @@ pub(crate) enum Mode {
     Endless(usize),
     /// HTTP 429 with this `Retry-After`.
     Busy(&'static str),
+    /// One of these by chance, drawn anew for each solve.
+    OneOf(Vec<Mode>),
     /// A script sets the cookie late, and as up to 3.5.1 cookies are read before the wait: only the
     /// look that follows a wait in the same session ends in this; all before it have no cookie.
     Late(Box<Mode>),
@@ -286,7 +288,9 @@ async fn solve(wire: &mut Wire, request: &Value, shared: &Arc<Shared>) -> io::Re
             solved["solution"]["response"] = Value::String("p".repeat(bytes));
             reply(wire, 200, solved).await
         }
-        Mode::NoCookie | Mode::Late(_) => reply(wire, 200, shared.case("no_cookie_page")).await,
+        Mode::NoCookie | Mode::Late(_) | Mode::OneOf(_) => {
+            reply(wire, 200, shared.case("no_cookie_page")).await
+        }
         Mode::Error => reply(wire, 500, shared.case("challenge_unsolved_maxTimeout8000")).await,
         Mode::ErrorAs200 => reply(wire, 200, shared.case("access_denied")).await,
         Mode::NullSolution => {
@@ -317,6 +321,7 @@ impl Shared {
                 }
                 None => Mode::NoCookie,
             },
+            Mode::OneOf(modes) => fastrand::choice(modes).expect("a mode"),
             mode => mode,
         }
     }
