@@ -66,7 +66,7 @@ impl Report {
 /// A stage whose command finds no sidecar.
 async fn alone() -> Stage {
     let mut stage = Stage::new().await;
-    stage.set("PROXY_LISTEN", "127.0.0.1:9");
+    stage.set("PROXY_LISTEN", "127.0.0.2:9");
     stage.set("ADMIN_LISTEN", "127.0.0.1:9");
     stage
 }
@@ -87,7 +87,7 @@ async fn world() -> World {
 /// A stage that has a CA, since a sidecar has run there.
 async fn with_ca() -> Stage {
     let mut stage = World::start().await.stop();
-    stage.set("PROXY_LISTEN", "127.0.0.1:9");
+    stage.set("PROXY_LISTEN", "127.0.0.2:9");
     stage.set("ADMIN_LISTEN", "127.0.0.1:9");
     stage
 }
@@ -393,6 +393,18 @@ async fn wedged_solver_is_a_failure_within_seconds() {
     let started = Instant::now();
     Report::of(&stage).await.check("flaresolverr", "failed", "no answer within 10s");
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn solve_that_the_other_source_overtakes_leaves_no_session() {
+    let mut stage = Stage::new().await;
+    stage.set("ADMIN_LISTEN", "127.0.0.1:9");
+    stage.set("SOURCE_PATIENCE", "300ms");
+    stage.solver.set(Mode::Late(Box::new(Mode::Never)));
+    stage.run(&["doctor", "--solve"]).await;
+    let sent = stage.solver.commands();
+    assert!(sent.iter().any(|command| command["cmd"] == "sessions.create"), "{sent:?}");
+    assert!(stage.solver.open_sessions().is_empty(), "{:?}", stage.solver.open_sessions());
 }
 
 #[tokio::test]

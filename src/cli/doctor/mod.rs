@@ -111,6 +111,9 @@ pub(super) async fn execute(
         }
         checks.extend(section);
     }
+    drop(sections);
+    // A solve that another source has overtaken must leave no browser open.
+    patient.probes.refresher.close().await;
     let report = Report::of(checks);
     if options.json {
         println!("{}", serde_json::json!(report));
