@@ -80,16 +80,45 @@ fn check_odd(variables: &BTreeMap<String, String>) {
     assert_eq!(variables["NODE_EXTRA_CA_CERTS"], format!("{ODD_FOLDER}/ca.pem"));
 }
 
+/// The offers that stand in comments, taken up: each line without its mark and nothing else done.
+fn taken_up(printed: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("  # ") {
+        Some(offer) => format!("  {offer}\n"),
+        None if line.starts_with("# export ") => format!("{}\n", &line[2..]),
+        None => format!("{line}\n"),
+    };
+    printed.lines().map(line).collect()
+}
+
+/// The offers arrived as they are, beside the rest.
+fn check_offers(variables: &BTreeMap<String, String>) {
+    check_odd(variables);
+    assert_eq!(variables["CHITAI_GOROD_API_URL"], "http://token-sidecar:8080/web/api/v2");
+    assert_eq!(variables["PHP_INI_SCAN_DIR"], format!(":{ODD_FOLDER}/php.d"));
+    let options = &variables["JAVA_TOOL_OPTIONS"];
+    let store = format!("-Djavax.net.ssl.trustStore={ODD_FOLDER}/trust.jks ");
+    let proxy = "-Dhttps.proxyHost=token-sidecar -Dhttps.proxyPort=8080 ";
+    assert!(options.contains(proxy) && options.contains(&store), "{options}");
+}
+
+/// The variables of a shell that has evaluated `printed`.
+async fn shell_variables(printed: &str) -> BTreeMap<String, String> {
+    let output = sh("eval \"$1\"; exec env -0", &[printed]).await;
+    assert!(output.status.success(), "{}", stderr(&output));
+    let pairs = stdout(&output);
+    let pairs = pairs.split('\0').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 #[tokio::test]
 async fn shell_output_is_evaluated_to_the_very_values() {
     let stage = odd_stage().await;
     for arguments in [&[][..], &["--format", "shell"]] {
         let printed = printed(&stage, arguments).await;
-        let output = sh("eval \"$1\"; exec env -0", &[&printed]).await;
-        assert!(output.status.success(), "{}", stderr(&output));
-        let pairs = stdout(&output);
-        let pairs = pairs.split('\0').filter_map(|pair| pair.split_once('='));
-        check_odd(&pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect());
+        let variables = shell_variables(&printed).await;
+        check_odd(&variables);
+        assert!(!variables.contains_key("CHITAI_GOROD_API_URL"));
+        check_offers(&shell_variables(&taken_up(&printed)).await);
     }
 }
 
@@ -108,16 +137,28 @@ fn expanded(value: &Yaml) -> String {
     parts.join("$")
 }
 
+fn compose_variables(service: &Yaml) -> BTreeMap<String, String> {
+    let variables = service["environment"].as_mapping().unwrap().iter();
+    variables.map(|(name, value)| (name.as_str().unwrap().to_owned(), expanded(value))).collect()
+}
+
 #[tokio::test]
 async fn compose_output_is_a_fragment_with_the_very_values() {
     let stage = odd_stage().await;
     let printed = printed(&stage, &["--format", "compose"]).await;
     let service = yaml(&printed);
-    let variables = service["environment"].as_mapping().unwrap().iter();
-    check_odd(&variables.map(|(k, v)| (k.as_str().unwrap().to_owned(), expanded(v))).collect());
+    check_odd(&compose_variables(&service));
+    check_offers(&compose_variables(&yaml(&taken_up(&printed))));
     let volume = &service["volumes"].as_vec().unwrap()[0];
     assert_eq!(expanded(&volume["target"]), ODD_FOLDER);
     assert_eq!(volume["read_only"].as_bool(), Some(true));
+}
+
+fn container_variables(container: &Yaml) -> BTreeMap<String, String> {
+    let variables = container["env"].as_vec().unwrap().iter();
+    let pair =
+        |entry: &Yaml| (entry["name"].as_str().unwrap().to_owned(), expanded(&entry["value"]));
+    variables.map(pair).collect()
 }
 
 #[tokio::test]
@@ -125,10 +166,8 @@ async fn kubernetes_output_is_a_fragment_with_the_very_values() {
     let stage = odd_stage().await;
     let printed = printed(&stage, &["--format", "k8s"]).await;
     let container = yaml(&printed);
-    let variables = container["env"].as_vec().unwrap().iter();
-    let pair =
-        |entry: &Yaml| (entry["name"].as_str().unwrap().to_owned(), expanded(&entry["value"]));
-    check_odd(&variables.map(pair).collect());
+    check_odd(&container_variables(&container));
+    check_offers(&container_variables(&yaml(&taken_up(&printed))));
     let mount = &container["volumeMounts"].as_vec().unwrap()[0];
     assert_eq!(mount["mountPath"].as_str(), Some(ODD_FOLDER));
     assert_eq!(mount["readOnly"].as_bool(), Some(true));
@@ -161,17 +200,57 @@ async fn no_proxy_names_the_neighbours_and_no_api_host() {
 }
 
 #[tokio::test]
-async fn every_format_names_the_gateway_and_the_self_test_in_comments() {
+async fn every_format_warns_of_the_password_and_has_the_self_test_in_comments() {
     let stage = odd_stage().await;
     for format in ["shell", "compose", "k8s"] {
         let printed = printed(&stage, &["--format", format]).await;
         let comments: Vec<&str> = printed.lines().filter(|line| line.starts_with('#')).collect();
         let comments = comments.join("\n");
-        assert!(comments.contains("CHITAI_GOROD_API_URL"), "{format}");
-        assert!(comments.contains("@token-sidecar:8080/web/api/v2"), "{format}");
-        assert!(comments.contains("PROXY_AUTH is set"), "{format}");
+        assert!(comments.contains("the URL carries user:password"), "{format}");
+        assert!(comments.contains("the gateway asks for `Authorization: Basic`"), "{format}");
         assert!(self_test(&printed).contains(API), "{format}");
     }
+}
+
+/// The line that `env` says on stderr; it stands at the top of the output, too.
+async fn doubt(stage: &Stage, format: &str) -> Option<String> {
+    let output = stage.run(&["env", "--format", format]).await;
+    assert!(output.status.success());
+    let said = stderr(&output);
+    assert!(said.lines().count() <= 1, "{said}");
+    let doubt = said.strip_prefix("token-sidecar: ")?.trim_end().to_owned();
+    let top = format!("# NOTE: {doubt}\n");
+    assert!(stdout(&output).starts_with(&top), "{}", stdout(&output));
+    Some(doubt)
+}
+
+#[tokio::test]
+async fn loopback_address_for_a_container_is_doubted() {
+    let mut stage = Stage::new().await;
+    for format in ["compose", "k8s"] {
+        let doubt = doubt(&stage, format).await.expect("a doubt");
+        assert!(
+            doubt.contains("ADVERTISE_URL") && doubt.contains("ADVERTISE_TRUST_DIR"),
+            "{doubt}"
+        );
+    }
+    stage.set("ADVERTISE_TRUST_DIR", "/certs");
+    stage.set("ADVERTISE_URL", "http://localhost:8080");
+    let said = doubt(&stage, "compose").await.expect("a doubt");
+    assert!(said.contains("ADVERTISE_URL") && !said.contains("ADVERTISE_TRUST_DIR"), "{said}");
+    stage.set("ADVERTISE_URL", "http://token-sidecar:8080");
+    for format in ["compose", "k8s"] {
+        assert_eq!(doubt(&stage, format).await, None);
+    }
+}
+
+#[tokio::test]
+async fn trust_files_that_are_not_there_are_doubted_in_a_shell() {
+    let stage = Stage::new().await;
+    let said = doubt(&stage, "shell").await.expect("a doubt");
+    assert!(said.contains("token-sidecar run"), "{said}");
+    let world = stage.start().await;
+    assert_eq!(doubt(&world, "shell").await, None, "the sidecar has made them");
 }
 
 #[tokio::test]

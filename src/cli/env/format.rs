@@ -23,13 +23,16 @@ pub(in crate::cli) enum Format {
 }
 
 impl Format {
-    /// The whole output.
-    pub(super) fn render(self, needs: &Needs) -> String {
+    /// The whole output; a `doubt` stands at the top.
+    pub(super) fn render(self, needs: &Needs, doubt: Option<&str>) -> String {
+        let doubt = doubt.map(|doubt| commented(&format!("NOTE: {doubt}")));
         let groups = needs.groups.iter().map(|group| self.group(group));
-        let parts = [commented(self.usage()), self.opening().to_owned()]
+        let offers = needs.offers.iter().map(|group| self.offer(group));
+        let parts = [doubt.unwrap_or_default(), commented(self.usage()), self.opening().to_owned()]
             .into_iter()
             .chain(groups)
-            .chain([self.mount(needs), self.gateway(needs), self_test(needs)]);
+            .chain(offers)
+            .chain([self.mount(needs), self_test(needs)]);
         parts.collect()
     }
 
@@ -59,8 +62,24 @@ impl Format {
     }
 
     fn group(self, group: &Group) -> String {
-        let variables = group.variables.iter().map(|(name, value)| self.variable(name, value));
-        commented(&group.comment.join("\n")) + &variables.collect::<String>()
+        commented(&group.comment.join("\n")) + &self.variables(group)
+    }
+
+    /// The group as comments. A variable without its mark `# ` is one of those
+    /// above it.
+    fn offer(self, group: &Group) -> String {
+        let indent = match self {
+            Self::Shell => 0,
+            Self::Compose | Self::K8s => 2,
+        };
+        let variables = self.variables(group);
+        let lines = variables.lines().map(|line| line.split_at(indent));
+        let marked: String = lines.flat_map(|(indent, rest)| [indent, "# ", rest, "\n"]).collect();
+        commented(&group.comment.join("\n")) + &marked
+    }
+
+    fn variables(self, group: &Group) -> String {
+        group.variables.iter().map(|(name, value)| self.variable(name, value)).collect()
     }
 
     fn variable(self, name: &str, value: &str) -> String {
@@ -97,13 +116,6 @@ impl Format {
                     )
             }
         }
-    }
-
-    fn gateway(self, needs: &Needs) -> String {
-        let (name, url) = &needs.gateway;
-        let about = "For a client that ignores proxy variables but takes its base URL from one: the gateway, without\n\
-                     proxy and certificate. All other such clients: TOKEN_UPDATE_GUIDE.md.";
-        commented(&format!("{about}\n{}", self.variable(name, url)))
     }
 }
 
