@@ -144,8 +144,9 @@ async fn kill_tokens(world: &World, door: AnonymousDoor, length: u64, period: u6
 
 async fn print_figures(world: &World, modes: &[Mode]) {
     println!("  {} deaths, at which the solver did: {modes:?}", modes.len());
+    // The sum of no samples is a negative zero.
     let refreshes =
-        async |labels: &[&str]| world.sidecar.metric("sidecar_refreshes_total", labels).await;
+        async |labels: &[&str]| world.sidecar.metric("sidecar_refreshes_total", labels).await + 0.0;
     let ok = "outcome=\"ok\"";
     println!(
         "  {} solves, {} sign-ins, {} new tokens: {} by the solver, {} by sign-in; {} sources failed",

@@ -24,13 +24,13 @@ pub(crate) fn not_installed(reason: impl Display) {
     skip(Lack::Tool, &reason.to_string());
 }
 
-/// Tells that this test is skipped since the machine does not permit it.
+/// Tells that this test is skipped since the machine does not permit `what`.
 ///
 /// # Panics
 ///
 /// If `TOKEN_SIDECAR_TEST_NO_SKIP` is `all`.
-pub(crate) fn not_permitted(reason: impl Display) {
-    skip(Lack::Permission, &reason.to_string());
+pub(crate) fn not_permitted(what: impl Display) {
+    skip(Lack::Permission, &format!("not permitted here: {what}"));
 }
 
 fn skip(lack: Lack, reason: &str) {
