@@ -145,7 +145,7 @@ fn unreadable(status: u16, body: &[u8]) -> SourceError {
 mod tests {
     use serde_json::json;
 
-    use super::super::testing::jwt;
+    use super::super::testing::{issued, jwt};
     use super::*;
 
     const REPLIES: &str = include_str!("../../tests/fixtures/flaresolverr-replies.json");
@@ -264,11 +264,16 @@ mod tests {
         }
     }
 
+    /// A bare JWT that is the same whenever it is made.
+    fn named(subject: &str) -> String {
+        issued(subject, 1).expose().to_owned()
+    }
+
     /// A reply at second 1,800,000,000 with cookies `access-token`, told by
     /// subject, path and expiry.
     fn reply(end: &Value, cookies: &[(&str, &str, Value)]) -> Value {
         let cookie = |(subject, path, expiry): &(&str, &str, Value)| {
-            let value = if subject.is_empty() { "rubbish".into() } else { jwt(subject, 60) };
+            let value = if subject.is_empty() { "rubbish".into() } else { named(subject) };
             json!({ "name": "access-token", "value": value, "path": path, "expiry": expiry })
         };
         let cookies: Vec<_> = cookies.iter().map(cookie).collect();
@@ -311,7 +316,7 @@ mod tests {
         ];
         for (case, reply, expected) in table {
             let token = read_json(200, &reply).unwrap().token;
-            assert_eq!(token.expose(), jwt(expected, 60), "{case}");
+            assert_eq!(token.expose(), named(expected), "{case}");
         }
     }
 
@@ -319,13 +324,13 @@ mod tests {
     fn the_end_of_a_cookie_is_understood_in_every_dialect() {
         // The better path is taken unless that cookie's own time is over.
         let is_over = |end: Value| {
-            let mut cookie = json!({ "name": "access-token", "value": jwt("b", 60), "path": "/" });
+            let mut cookie = json!({ "name": "access-token", "value": named("b"), "path": "/" });
             cookie.as_object_mut().unwrap().extend(end.as_object().unwrap().clone());
-            let other = json!({ "name": "access-token", "value": jwt("a", 60), "path": "/x" });
+            let other = json!({ "name": "access-token", "value": named("a"), "path": "/x" });
             let solution = json!({ "cookies": [cookie, other] });
             let reply =
                 json!({ "status": "ok", "endTimestamp": 1_800_000_000.25, "solution": solution });
-            read_json(200, &reply).unwrap().token.expose() == jwt("a", 60)
+            read_json(200, &reply).unwrap().token.expose() == named("a")
         };
         for (end, expected) in [
             (json!({}), false),
