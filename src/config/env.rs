@@ -169,7 +169,10 @@ impl Env {
         let list: Result<Vec<T>, String> = items.map(parse).collect();
         let list = list.map_err(|problem| ConfigError::new(name, problem))?;
         if list.is_empty() && !text.is_empty() {
-            return Err(ConfigError::new(name, "the list is empty"));
+            return Err(ConfigError::new(
+                name,
+                "the list is empty: name at least one, or leave it unset",
+            ));
         }
         Ok(list)
     }
@@ -304,7 +307,10 @@ mod tests {
         let list = |text| {
             Env::from_pairs([("UPSTREAM_DNS", text)]).list("UPSTREAM_DNS", |item| Ok(item.len()))
         };
-        assert_eq!(list(" , ").unwrap_err().to_string(), "UPSTREAM_DNS: the list is empty");
+        assert_eq!(
+            list(" , ").unwrap_err().to_string(),
+            "UPSTREAM_DNS: the list is empty: name at least one, or leave it unset"
+        );
         assert_eq!(list("a,,bc").unwrap(), [1, 2]);
         assert!(list("").unwrap().is_empty(), "empty counts as unset");
     }
