@@ -17,7 +17,7 @@ struct Story {
     hold_timeout: &'static str,
     /// In seconds.
     client_total: &'static str,
-    /// `None`: until the second tries wait for its end.
+    /// `None`: until the second try waits for its end.
     solve: Option<Duration>,
     /// The least that the first 429 says, in seconds.
     retry_after: u64,
@@ -32,37 +32,39 @@ async fn old_client(world: &World, tries: &str, total: &str) -> String {
     stdout(&output(in_container(command, variables)).await)
 }
 
-async fn check_old_client(story: Story) {
+async fn check_old_client(story: &Story) {
     if script(AIOHTTP.name, "old_api_client.py", "aiohttp").is_none() {
         return;
     }
+    // Each in a world of its own: they need not start at one moment.
+    tokio::join!(check_tries(story, "2"), check_tries(story, "3"));
+}
+
+async fn check_tries(story: &Story, tries: &str) {
     let variables = [("HOLD_TIMEOUT", story.hold_timeout), ("RETRY_STATUS", "429")];
     let world = World::paused(&variables).await;
     let solve = async {
         world.solver.asked(1).await;
         match story.solve {
             Some(length) => sleep(length).await,
-            None => second_tries_are_held(&world).await,
+            None => second_try_is_held(&world).await,
         }
         world.solver.resume();
     };
-    let two = old_client(&world, "2", story.client_total);
-    let three = old_client(&world, "3", story.client_total);
-    let (two, three, ()) = tokio::join!(two, three, solve);
-    for said in [two, three] {
-        let first = said.lines().next().and_then(|line| line.strip_prefix("try 1 429 "));
-        let retry_after: u64 = first.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
-        assert!(retry_after >= story.retry_after, "{said}");
-        assert!(said.ends_with("result found\n"), "{said}");
-    }
+    let client = old_client(&world, tries, story.client_total);
+    let (said, ()) = tokio::join!(client, solve);
+    let first = said.lines().next().and_then(|line| line.strip_prefix("try 1 429 "));
+    let retry_after: u64 = first.unwrap_or_else(|| panic!("{said}")).parse().unwrap();
+    assert!(retry_after >= story.retry_after, "{said}");
+    assert!(said.ends_with("result found\n"), "{said}");
     assert_eq!(world.solver.solves(), 1);
 }
 
-/// Both clients have been sent away once, and are back.
-async fn second_tries_are_held(world: &World) {
-    let sent_away = async || world.sidecar.metric(REQUESTS, &["gateway", "429"]).await > 1.5;
-    until("two 429s", sent_away).await;
-    world.sidecar.status_where("two held requests", |status| status["held"] == 2).await;
+/// The client has been sent away once, and is back.
+async fn second_try_is_held(world: &World) {
+    let sent_away = async || world.sidecar.metric(REQUESTS, &["gateway", "429"]).await > 0.5;
+    until("a 429", sent_away).await;
+    world.sidecar.status_where("a held request", |status| status["held"] == 1).await;
 }
 
 /// The first hold ends after 1.1 s and sends the client away for 2 s, since the run has lasted
@@ -70,14 +72,14 @@ async fn second_tries_are_held(world: &World) {
 #[tokio::test]
 async fn old_client_comes_through_a_solve_longer_than_its_time_out() {
     let (hold_timeout, client_total) = ("1100ms", "3");
-    check_old_client(Story { hold_timeout, client_total, solve: None, retry_after: 2 }).await;
+    check_old_client(&Story { hold_timeout, client_total, solve: None, retry_after: 2 }).await;
 }
 
 #[tokio::test]
 #[ignore = "lasts as long as the real thing: half a minute"]
 async fn old_client_of_15_s_comes_through_a_solve_of_30_s_with_a_hold_of_12_s() {
     let solve = Some(Duration::from_secs(30));
-    check_old_client(Story { hold_timeout: "12s", client_total: "15", solve, retry_after: 10 })
+    check_old_client(&Story { hold_timeout: "12s", client_total: "15", solve, retry_after: 10 })
         .await;
 }
 
