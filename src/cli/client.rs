@@ -1,16 +1,18 @@
 //! The commands' side of the admin port.
 
+use std::convert::identity;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use reqwest::{Client, Method, RequestBuilder};
+use serde_json::Value;
 
 use super::fail;
 use crate::config::{Config, reachable};
 
-/// Longest wait for a health check's answer.
-const HEALTH_LIMIT: Duration = Duration::from_secs(5);
+/// Longest wait for the answer to a question.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A request to the admin port of the sidecar that `config` describes.
 ///
@@ -31,25 +33,52 @@ pub(super) fn request(
     })
 }
 
-/// `healthcheck`: asks `/live` or `/ready`.
-pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
-    let path = if ready { "/ready" } else { "/live" };
+/// What the running sidecar answers at `path`.
+///
+/// # Errors
+///
+/// The exit code, where it does not answer, or not with a success; what was
+/// wrong has been said.
+pub(super) async fn ask(config: &Config, path: &str) -> Result<String, ExitCode> {
     let asked = async {
-        let request = request(config, Method::GET, path)?.timeout(HEALTH_LIMIT);
+        let request = request(config, Method::GET, path)?.timeout(ANSWER_LIMIT);
         let answer = request.send().await?;
         Ok::<_, reqwest::Error>((answer.status(), answer.text().await?))
     };
     match asked.await {
-        Ok((status, text)) if status.is_success() => {
-            println!("{}", text.trim());
-            ExitCode::SUCCESS
-        }
-        Ok((_, text)) => fail(text.trim(), 1),
+        Ok((status, text)) if status.is_success() => Ok(text),
+        Ok((_, text)) => Err(fail(text.trim(), 1)),
         Err(error) => {
             let at = config.listen.admin;
-            fail(&format!("no answer from the admin port at {at}: {}", root_cause(&error)), 1)
+            Err(fail(&format!("no answer from the admin port at {at}: {}", root_cause(&error)), 1))
         }
     }
+}
+
+/// `healthcheck`: asks `/live` or `/ready`.
+pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
+    let path = if ready { "/ready" } else { "/live" };
+    print_answer(ask(config, path).await)
+}
+
+/// `status`: prints `/status` for people, or `/metrics`.
+pub(super) async fn status(config: &Config, metrics: bool) -> ExitCode {
+    if metrics {
+        return print_answer(ask(config, "/metrics").await);
+    }
+    print_answer(ask(config, "/status").await.map(indented))
+}
+
+fn print_answer(answer: Result<String, ExitCode>) -> ExitCode {
+    answer.map_or_else(identity, |text| {
+        println!("{}", text.trim_end());
+        ExitCode::SUCCESS
+    })
+}
+
+fn indented(json: String) -> String {
+    let value: Option<Value> = serde_json::from_str(&json).ok();
+    value.map_or(json, |value| format!("{value:#}"))
 }
 
 /// What is at the bottom of it: connection refused, mostly.

@@ -73,6 +73,12 @@ enum Command {
         #[arg(long)]
         solve: bool,
     },
+    /// Show what the running sidecar says of itself, as JSON.
+    Status {
+        /// Show its metrics, as Prometheus reads them.
+        #[arg(long)]
+        metrics: bool,
+    },
     /// Ask the running sidecar whether it lives; exit code 0 if so.
     Healthcheck {
         /// Ask whether it has a usable token, too.
@@ -125,6 +131,7 @@ impl Command {
                 doctor::execute(config, &env, doctor::Options { json, solve }).await
             }
             Self::Env { format } => Ok(env::execute(&config, format)),
+            Self::Status { metrics } => Ok(client::status(&config, metrics).await),
             Self::Healthcheck { ready } => Ok(client::healthcheck(&config, ready).await),
         }
     }

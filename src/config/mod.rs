@@ -182,6 +182,9 @@ pub struct RedisSettings {
     pub url: Secret,
     /// `REDIS_PASSWORD`.
     pub password: Option<Secret>,
+    /// File that holds the password, read for each connection, where
+    /// `REDIS_PASSWORD` is not set. `REDIS_PASSWORD_FILE`.
+    pub password_file: Option<PathBuf>,
     /// Key of the bare token. `REDIS_KEY`.
     pub key: String,
     /// Key of the cookies. `REDIS_COOKIES_KEY`.
@@ -406,6 +409,7 @@ impl RedisSettings {
         Ok(Self {
             url: Secret::new(url),
             password: env.given("REDIS_PASSWORD").map(Secret::new),
+            password_file: env.path("REDIS_PASSWORD_FILE"),
             key: env.text("REDIS_KEY").to_owned(),
             cookies_key: env.text("REDIS_COOKIES_KEY").to_owned(),
             ttl,

@@ -60,6 +60,11 @@ pub const VARIABLES: &[Variable] = &[
         "redis://host:6379/0, rediss://… or unix:///path; without it no Redis is used",
     ),
     var("REDIS_PASSWORD", "", "Redis's password, any characters"),
+    var(
+        "REDIS_PASSWORD_FILE",
+        "",
+        "file that holds Redis's password, read for each connection; REDIS_PASSWORD goes before it",
+    ),
     var("REDIS_KEY", "chitai_gorod_token", "Redis key of the bare token"),
     var("REDIS_COOKIES_KEY", "chitai_gorod_cookies", "Redis key of the cookies, a JSON object"),
     var("REDIS_TLS_CA", "", "PEM file: the CA of a rediss:// server"),

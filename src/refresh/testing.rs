@@ -184,6 +184,7 @@ pub(super) fn redis_store(url: &str) -> RedisStore {
     let settings = RedisSettings {
         url: Secret::new(url),
         password: None,
+        password_file: None,
         key: "chitai_gorod_token".to_owned(),
         cookies_key: "chitai_gorod_cookies".to_owned(),
         ttl: Duration::from_hours(1),

@@ -40,8 +40,19 @@ pub enum StoreError {
     )]
     RedisTlsContent,
     /// The server wants another password, or one at all, or none.
-    #[error("Redis refused the password: check REDIS_PASSWORD and the user name in REDIS_URL")]
+    #[error(
+        "Redis refused the password: check REDIS_PASSWORD or REDIS_PASSWORD_FILE, and the user \
+         name in REDIS_URL"
+    )]
     RedisPassword,
+    /// The file that should hold the password does not, yet.
+    #[error("cannot read the password in {path}, named by REDIS_PASSWORD_FILE: {reason}")]
+    RedisPasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: io::Error,
+    },
     /// The server was silent for too long.
     #[error("Redis did not answer in time: check REDIS_URL and the server")]
     RedisTimeout,

@@ -78,7 +78,8 @@ async fn help_lists_every_variable_and_command() {
     let help = stdout(&output);
     let missing: Vec<&str> = VARIABLES.into_iter().filter(|name| !help.contains(name)).collect();
     assert!(missing.is_empty(), "not in --help: {missing:?}");
-    for name in ["run", "demo", "refresh", "token", "ca", "doctor", "env", "healthcheck"] {
+    for name in ["run", "demo", "refresh", "token", "ca", "doctor", "env", "status", "healthcheck"]
+    {
         assert!(help.contains(name), "{name} is not in --help");
     }
 }
@@ -415,6 +416,33 @@ async fn healthcheck_asks_live_and_with_ready_asks_ready() {
     world.solver.resume();
     world.sidecar.ready().await;
     check_code(&world.run(&["healthcheck", "--ready"]).await, 0);
+}
+
+#[tokio::test]
+async fn status_shows_the_state_indented_and_with_metrics_the_metrics() {
+    let mut world = Stage::new().await.launch().await;
+    beside(&mut world);
+    world.sidecar.ready().await;
+    let shown = world.run(&["status"]).await;
+    check_code(&shown, 0);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(text.starts_with("{\n  \"version\": "), "{text}");
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(status["ready"], true, "{text}");
+    let shown = world.run(&["status", "--metrics"]).await;
+    check_code(&shown, 0);
+    let text = String::from_utf8(shown.stdout).unwrap();
+    assert!(text.lines().any(|line| line == "sidecar_token_generation 1"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+}
+
+#[tokio::test]
+async fn status_without_a_sidecar_fails_and_names_the_port() {
+    let mut stage = Stage::new().await;
+    stage.set("ADMIN_LISTEN", "127.0.0.1:9");
+    let failed = stage.run(&["status"]).await;
+    assert_eq!(code(&failed), 1);
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("127.0.0.1:9"));
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@
 //!   password is found as soon as it is well again.
 
 use std::{
-    fs,
-    path::Path,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -33,7 +33,10 @@ const WHOLE_LIMIT: Duration = Duration::from_millis(1_100);
 
 /// A connection that is made when it is first needed, and again after a failure.
 pub(super) struct Link {
-    client: Client,
+    info: ConnectionInfo,
+    certificates: Option<TlsCertificates>,
+    /// Read for each connection, since it may come or change after the start.
+    password_file: Option<PathBuf>,
     /// Made inside an operation, since a manager needs a runtime around it.
     manager: Mutex<Option<Arc<ConnectionManager>>>,
 }
@@ -41,7 +44,14 @@ pub(super) struct Link {
 impl Link {
     /// Checks the settings and reads the TLS files. Does not connect.
     pub(super) fn new(settings: &RedisSettings) -> Result<Self, StoreError> {
-        Ok(Self { client: client(settings)?, manager: Mutex::new(None) })
+        let info = connection_info(settings)?;
+        let certificates = certificates(settings)?;
+        client(info.clone(), certificates.clone())?;
+        let password_file = match settings.password {
+            Some(_) => None,
+            None => settings.password_file.clone(),
+        };
+        Ok(Self { info, certificates, password_file, manager: Mutex::new(None) })
     }
 
     /// Runs `commands` and gives their answers.
@@ -55,19 +65,24 @@ impl Link {
             *self.slot() = None;
             return Err(StoreError::RedisTimeout);
         };
+        answer
+    }
+
+    async fn try_twice<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, StoreError> {
+        let answer = match self.try_once(commands).await? {
+            // A kept connection may have ended long ago, with a server that
+            // has been restarted since.
+            Err(error) if error.is_connection_dropped() => self.try_once(commands).await?,
+            answer => answer,
+        };
         answer.map_err(|error| explained(&error))
     }
 
-    async fn try_twice<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
-        match self.try_once(commands).await {
-            // A kept connection may have ended long ago, with a server that
-            // has been restarted since.
-            Err(error) if error.is_connection_dropped() => self.try_once(commands).await,
-            answer => answer,
-        }
-    }
-
-    async fn try_once<T: FromRedisValue>(&self, commands: &Pipeline) -> RedisResult<T> {
+    /// The outer error: there was nothing to ask by.
+    async fn try_once<T: FromRedisValue>(
+        &self,
+        commands: &Pipeline,
+    ) -> Result<RedisResult<T>, StoreError> {
         let manager = self.manager()?;
         let mut connection = ConnectionManager::clone(&manager);
         let answer = commands.query_async(&mut connection).await;
@@ -76,10 +91,10 @@ impl Link {
             // for ever, and a hung connection until the kernel gives it up.
             self.forget(&manager);
         }
-        answer
+        Ok(answer)
     }
 
-    fn manager(&self) -> RedisResult<Arc<ConnectionManager>> {
+    fn manager(&self) -> Result<Arc<ConnectionManager>, StoreError> {
         let mut slot = self.slot();
         if let Some(manager) = &*slot {
             return Ok(Arc::clone(manager));
@@ -88,8 +103,17 @@ impl Link {
             .set_number_of_retries(0)
             .set_connection_timeout(Some(STEP_LIMIT))
             .set_response_timeout(Some(STEP_LIMIT));
-        let manager = ConnectionManager::new_lazy_with_config(self.client.clone(), config)?;
+        let manager = ConnectionManager::new_lazy_with_config(self.client()?, config)
+            .map_err(|error| explained(&error))?;
         Ok(Arc::clone(slot.insert(Arc::new(manager))))
+    }
+
+    fn client(&self) -> Result<Client, StoreError> {
+        let info = match &self.password_file {
+            None => self.info.clone(),
+            Some(path) => with_password(self.info.clone(), &password_in(path)?),
+        };
+        client(info, self.certificates.clone())
     }
 
     fn forget(&self, failed: &Arc<ConnectionManager>) {
@@ -105,9 +129,11 @@ impl Link {
     }
 }
 
-fn client(settings: &RedisSettings) -> Result<Client, StoreError> {
-    let info = connection_info(settings)?;
-    match certificates(settings)? {
+fn client(
+    info: ConnectionInfo,
+    certificates: Option<TlsCertificates>,
+) -> Result<Client, StoreError> {
+    match certificates {
         None => Client::open(info).map_err(|_| StoreError::RedisUrl),
         Some(certificates) => {
             Client::build_with_tls(info, certificates).map_err(|_| StoreError::RedisTlsContent)
@@ -123,11 +149,26 @@ fn connection_info(settings: &RedisSettings) -> Result<ConnectionInfo, StoreErro
         return Err(StoreError::RedisUrl);
     }
     let info = url.into_connection_info().map_err(|_| StoreError::RedisUrl)?;
-    let Some(password) = &settings.password else {
-        return Ok(info);
-    };
+    Ok(match &settings.password {
+        None => info,
+        Some(password) => with_password(info, password.expose()),
+    })
+}
+
+fn with_password(info: ConnectionInfo, password: &str) -> ConnectionInfo {
     let login = info.redis_settings().clone();
-    Ok(info.set_redis_settings(login.set_password(password.expose())))
+    info.set_redis_settings(login.set_password(password))
+}
+
+/// The file's text without the end of its line, as editors and `echo` leave it.
+fn password_in(path: &Path) -> Result<String, StoreError> {
+    let failed = |reason| StoreError::RedisPasswordFile { path: path.to_owned(), reason };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(failed(io::Error::other("it is empty")));
+    }
+    Ok(password.to_owned())
 }
 
 fn certificates(settings: &RedisSettings) -> Result<Option<TlsCertificates>, StoreError> {

@@ -1,6 +1,7 @@
 //! The Redis store against a real `redis-server`.
 
 use std::{
+    fs,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -109,6 +110,7 @@ fn settings(url: &str) -> RedisSettings {
     RedisSettings {
         url: Secret::new(url),
         password: None,
+        password_file: None,
         key: "chitai_gorod_token".into(),
         cookies_key: "chitai_gorod_cookies".into(),
         ttl: Duration::from_hours(24),
@@ -384,6 +386,39 @@ async fn a_wrong_password_is_said_and_not_shown() {
     server.arguments = vec!["--requirepass".into(), "hidden".into()];
     server.restart().await;
     store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_password_file_may_come_after_the_start_and_may_change() {
+    let mut server = Server::start(&["--requirepass", "p@ss:w/rd# %"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    let mut settings = server.settings();
+    settings.password_file = Some(file.clone());
+    let store = RedisStore::new(settings).unwrap();
+    let error = store.ping().await.unwrap_err();
+    assert!(error.to_string().contains("named by REDIS_PASSWORD_FILE: No such file"), "{error}");
+    fs::write(&file, "\n").unwrap();
+    let error = store.ping().await.unwrap_err();
+    assert!(error.to_string().contains("named by REDIS_PASSWORD_FILE: it is empty"), "{error}");
+    fs::write(&file, "p@ss:w/rd# %\n").unwrap();
+    store.ping().await.unwrap();
+    server.kill();
+    server.arguments = vec!["--requirepass".into(), "new".into()];
+    server.restart().await;
+    let error = store.ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::RedisPassword), "{error}");
+    fs::write(&file, "new").unwrap();
+    store.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_password_goes_before_its_file() {
+    let server = Server::start(&["--requirepass", "right"]).await;
+    let mut settings = server.settings();
+    settings.password = Some(Secret::new("right"));
+    settings.password_file = Some("/nonexistent".into());
+    RedisStore::new(settings).unwrap().ping().await.unwrap();
 }
 
 #[tokio::test]
