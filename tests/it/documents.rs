@@ -44,10 +44,76 @@ fn env_example_has_every_variable_with_its_default() {
         name if variable.default.contains(['&', '[']) => format!("# {name}='{}'", variable.default),
         name => format!("# {name}={}", variable.default),
     };
-    check(".env.example", line, |line| {
-        let name = line.strip_prefix("# ").unwrap_or(line).split('=').next().unwrap_or_default();
-        line.contains('=') && VARIABLES.iter().any(|variable| variable.name == name)
-    });
+    check(".env.example", line, is_assignment);
+}
+
+/// Commented out or not.
+fn is_assignment(line: &str) -> bool {
+    let line = line.strip_prefix("# ").unwrap_or(line);
+    let name = line.split_once('=').map(|(name, _)| name);
+    name.is_some_and(|name| VARIABLES.iter().any(|variable| variable.name == name))
+}
+
+#[test]
+fn env_prod_example_has_every_variable_with_its_value_in_the_compose_project() {
+    let project = [
+        ("PROXY_LISTEN", "0.0.0.0:8080"),
+        ("ADVERTISE_URL", "http://token-sidecar:8080"),
+        ("FLARESOLVERR_URL", "http://flaresolverr:8191/v1"),
+        ("REDIS_URL", "redis://redis:6379/0"),
+        ("REDIS_PASSWORD_FILE", "/redis/password"),
+        ("CA_DIR", "/ca"),
+        ("TRUST_DIR", "/certs"),
+        ("ENV_FILE", "/state/token.env"),
+    ];
+    let compose = read("docker-compose.prod.yml");
+    for (name, value) in project {
+        let set = [
+            format!("      {name}: {value}"),
+            format!("      {name}: ${{{name}:-{value}}}"),
+            format!("      {name}: ${{{name}-{value}}}"),
+        ];
+        assert!(compose.lines().any(|line| set.iter().any(|set| set == line)), "{name}");
+    }
+    let line = |variable: &Variable| {
+        let name = variable.name;
+        let own = project.iter().find(|(own, _)| *own == name).map(|(_, value)| *value);
+        match (name, own.unwrap_or(variable.default)) {
+            // Left to be filled in.
+            ("REDIS_PASSWORD", _) => "REDIS_PASSWORD=".to_owned(),
+            (_, value) if value.contains(['&', '[']) => format!("# {name}='{value}'"),
+            (_, value) => format!("# {name}={value}"),
+        }
+    };
+    check(".env.prod.example", line, is_assignment);
+}
+
+#[test]
+fn env_prod_example_has_every_variable_of_the_compose_file_with_its_default() {
+    let example = read(".env.prod.example");
+    // `$${` is the shell's, inside the container.
+    let compose = read("docker-compose.prod.yml").replace("$${", "");
+    for used in compose.split("${").skip(1) {
+        let (used, _) = used.split_once('}').unwrap();
+        let (name, default) = used.split_once('-').unwrap();
+        let name = name.trim_end_matches(':');
+        let line = format!("{name}={default}");
+        assert!(
+            example.lines().any(|shown| shown.strip_prefix("# ").unwrap_or(shown) == line),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn the_image_is_labelled_and_built_with_the_versions_of_the_manifest() {
+    let dockerfile = read("Dockerfile");
+    for line in [
+        concat!("ARG VERSION=", env!("CARGO_PKG_VERSION")),
+        concat!("ARG RUST=rust:", env!("CARGO_PKG_RUST_VERSION"), ".0-slim-bookworm"),
+    ] {
+        assert!(dockerfile.lines().any(|found| found == line), "{line}");
+    }
 }
 
 #[test]
