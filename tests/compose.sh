@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Runs the compose project as a server would, in a real Docker engine, with a played shop and solver.
 #
-#   tests/compose.sh           everything
-#   tests/compose.sh --keep    leaves the last project running, and says how to look into it and to remove it
+#   tests/compose.sh            everything
+#   tests/compose.sh NAME…      only the checks of these names
+#   tests/compose.sh --keep …   leaves the last project running, and says how to look into it and to remove it
+#   tests/compose.sh --list     the names
 #
 # Needs a Docker engine with compose 2.24 and the base images (Dockerfile, docker-compose.prod.yml). Where something is
 # missing it says what, and is skipped; with TOKEN_SIDECAR_TEST_NO_SKIP=all it fails instead. Touches nothing but its own
@@ -10,13 +12,40 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-keep=
-case ${1:-} in
-  '') ;;
-  --keep) keep=yes ;;
-  -h|--help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
-  *) echo "unknown option $1, see $0 --help" >&2; exit 2 ;;
-esac
+checks=(
+  the_container_is_locked_down
+  parsers_reach_the_proxy_alone
+  the_parser_has_what_env_prints
+  the_unchanged_parser_survives_the_death_of_the_token
+  the_token_rests_in_redis_and_in_the_volume
+  the_key_of_the_ca_is_the_sidecars_alone
+  commands_work_in_the_container
+  a_restart_keeps_token_and_ca
+  redis_may_die_and_come_back
+  flaresolverr_may_stop
+  an_update_loses_no_request
+  a_stop_lets_slow_answers_end
+  logs_hold_no_secret
+  a_parser_of_another_project_joins
+  a_client_without_proxy_comes_by_the_alias
+  the_hosts_env_file_is_kept_up_to_date
+  it_starts_without_its_neighbours
+  three_sidecars_share_one_volume
+  both_systems_share_their_keys
+)
+
+keep='' chosen=()
+for argument; do
+  case $argument in
+    --keep) keep=yes ;;
+    --list) printf '%s\n' "${checks[@]}"; exit 0 ;;
+    -h|--help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+    *)
+      printf '%s\n' "${checks[@]}" | grep -qxF -- "$argument" || { echo "no check $argument, see $0 --help" >&2; exit 2; }
+      chosen+=("$argument") ;;
+  esac
+done
+[ ${#chosen[@]} -gt 0 ] || chosen=("${checks[@]}")
 
 images=(rust:1.95.0-slim-bookworm gcr.io/distroless/static-debian12:nonroot redis:7-bookworm python:3.11-slim-bookworm)
 id=token-sidecar-test-$$
@@ -252,10 +281,11 @@ redis_may_die_and_come_back() {
   docker compose kill redis 2>/dev/null
   shop POST '/revoke?after=0' >/dev/null
   has "answer without Redis" 'HTTP 200' "$(parse python)"
-  is "health without Redis" healthy "$(inspect token-sidecar '{{.State.Health.Status}}')"
+  eventually 20 healthy token-sidecar
   docker compose up -d --wait redis 2>/dev/null
   eventually 60 redis_has_the_present_token
 }
+healthy() { [ "$(inspect "$1" '{{.State.Health.Status}}')" = healthy ]; }
 redis_has_the_present_token() {
   local memory
   memory=$(status_of '["token"]["fingerprint"]')
@@ -313,6 +343,7 @@ print(requests.get("https://web-agr.chitai-gorod.ru/web/api/v2/slow?seconds=4", 
 logs_hold_no_secret() {
   step "logs without secrets"
   local secret
+  sidecar refresh >/dev/null
   docker compose logs --no-color > logs.txt 2>&1
   has "the log of the refresh" 'token refreshed' "$(cat logs.txt)"
   for secret in "$(redis GET chitai_gorod_token)" "$(docker compose exec -T redis cat /data/password)" 'eyJ'; do
@@ -320,6 +351,17 @@ logs_hold_no_secret() {
   done
   ! docker inspect "$(container token-sidecar)" "$(container redis)" |
     grep -qF "$(docker compose exec -T redis cat /data/password)" || fail "the password is in docker inspect"
+}
+
+it_starts_without_its_neighbours() {
+  step "new volumes that a parser had first; neither Redis nor FlareSolverr"
+  docker compose down --volumes --timeout 5 2>/dev/null
+  docker compose --profile example run --rm --no-deps -T parser true 2>/dev/null
+  docker compose up -d --wait token-sidecar shop 2>/dev/null
+  has "answer" 'HTTP 200' "$(parse python)"
+  is "services" "shop token-sidecar" "$(docker compose ps --services | sort | tr '\n' ' ' | sed 's/ $//')"
+  docker compose up -d --wait 2>/dev/null
+  eventually 60 redis_has_the_present_token
 }
 
 three_sidecars_share_one_volume() {
@@ -429,22 +471,7 @@ the_image_is_small_and_has_no_shell
 project prod docker-compose.prod.yml "$TESTS/compose/docker-compose.test.yml"
 docker compose --profile example build --quiet parser
 a_new_server_needs_two_commands
-the_container_is_locked_down
-parsers_reach_the_proxy_alone
-the_parser_has_what_env_prints
-the_unchanged_parser_survives_the_death_of_the_token
-the_token_rests_in_redis_and_in_the_volume
-the_key_of_the_ca_is_the_sidecars_alone
-commands_work_in_the_container
-a_restart_keeps_token_and_ca
-redis_may_die_and_come_back
-flaresolverr_may_stop
-an_update_loses_no_request
-a_stop_lets_slow_answers_end
-logs_hold_no_secret
-three_sidecars_share_one_volume
-a_parser_of_another_project_joins
-a_client_without_proxy_comes_by_the_alias
-the_hosts_env_file_is_kept_up_to_date
-both_systems_share_their_keys
+for check in "${chosen[@]}"; do
+  $check
+done
 step "all is well"
