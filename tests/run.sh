@@ -10,8 +10,8 @@
 #
 # Needed: redis-server, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
 # module, Node (18 or later) and a JDK; for clients behind an alias the right to mount and to listen on port 443.
-# What is missing comes by apt-get, as root or by sudo. The Python clients (tests/clients/requirements.txt) go to .venv,
-# or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
+# What is missing comes by apt-get, as root or by sudo. The Python clients and the schemas of Kubernetes
+# (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 #
 # SOAK_DOOR=closed leaves the parsers of soak no source but the failing solver: 401 is then all that they may see.
 #

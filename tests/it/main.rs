@@ -23,6 +23,7 @@ mod gate;
 mod herd;
 mod hints;
 mod hold;
+mod kubernetes;
 mod parent;
 mod refusal;
 mod replay;

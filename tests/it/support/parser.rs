@@ -21,17 +21,19 @@ pub(crate) fn is_installed(client: &str, program: &str, arguments: &[&str]) -> b
     found
 }
 
-/// A script of `tests/clients` in the Python environment that `tests/run.sh` makes (`.venv`, or
-/// where `TOKEN_SIDECAR_TEST_VENV` points). `None` if that or a package is missing, which is said.
+/// A script of `tests/clients` in the Python environment, see [`python`].
 pub(crate) fn script(client: &str, name: &str, packages: &str) -> Option<Command> {
-    let python = environment().join("bin/python");
-    let import = format!("import {packages}");
-    if !is_installed(client, &python.to_string_lossy(), &["-c", &import]) {
-        return None;
-    }
-    let mut command = Command::new(python);
+    let mut command = python(client, packages)?;
     command.arg(program(name));
     Some(command)
+}
+
+/// Python of the environment that `tests/run.sh` makes (`.venv`, or where `TOKEN_SIDECAR_TEST_VENV`
+/// points). `None` if that or a package is missing, which is said.
+pub(crate) fn python(client: &str, packages: &str) -> Option<Command> {
+    let python = environment().join("bin/python");
+    let import = format!("import {packages}");
+    is_installed(client, &python.to_string_lossy(), &["-c", &import]).then(|| Command::new(python))
 }
 
 fn environment() -> PathBuf {
