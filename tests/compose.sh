@@ -30,6 +30,7 @@ checks=(
   a_client_without_proxy_comes_by_the_alias
   the_hosts_env_file_is_kept_up_to_date
   it_starts_without_its_neighbours
+  a_password_of_ones_own_may_have_any_characters
   three_sidecars_share_one_volume
   both_systems_share_their_keys
 )
@@ -362,6 +363,17 @@ it_starts_without_its_neighbours() {
   is "services" "shop token-sidecar" "$(docker compose ps --services | sort | tr '\n' ' ' | sed 's/ $//')"
   docker compose up -d --wait 2>/dev/null
   eventually 60 redis_has_the_present_token
+}
+
+a_password_of_ones_own_may_have_any_characters() {
+  step "a password of one's own"
+  local password='p"a\s$s #@:/%'
+  sed "s|^REDIS_PASSWORD=.*|REDIS_PASSWORD='${password//\\/\\\\}'|" .env.prod.example > .env
+  docker compose up -d --wait 2>/dev/null
+  eventually 60 redis_has_the_present_token
+  is "the password" "$password" "$(docker compose exec -T redis cat /data/password)"
+  is "redis-cli by itself" PONG "$(docker compose exec -T redis redis-cli PING)"
+  cp .env.prod.example .env
 }
 
 three_sidecars_share_one_volume() {
