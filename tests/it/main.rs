@@ -20,6 +20,7 @@ mod documents;
 mod drain;
 mod fidelity;
 mod gate;
+mod guide;
 mod herd;
 mod hints;
 mod hold;

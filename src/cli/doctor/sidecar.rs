@@ -106,7 +106,7 @@ fn remedy(patient: &Patient, status: StatusCode) -> &'static str {
              `token-sidecar refresh` does it at once"
         }
         StatusCode::FORBIDDEN => past_the_wall(patient),
-        _ => "README.md, «When it does not», says what it means",
+        _ => "TOKEN_UPDATE_GUIDE.md, «When something fails», says what it means",
     }
 }
 
