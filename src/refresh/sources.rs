@@ -78,7 +78,9 @@ impl Sources {
         handle: Handle,
         late: mpsc::UnboundedSender<Solved>,
     ) -> Result<Self, reqwest::Error> {
-        let solver = FlareSolverr::from_settings(settings)?.map(|client| Solver {
+        let is_source = settings.sources.contains(&SourceKind::FlareSolverr);
+        let client = if is_source { FlareSolverr::from_settings(settings)? } else { None };
+        let solver = client.map(|client| Solver {
             client: Arc::new(client),
             flights: Coalesce::keeping(handle, late),
             late: Mutex::default(),

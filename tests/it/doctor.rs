@@ -415,6 +415,14 @@ async fn solver_that_is_not_set_is_skipped() {
 }
 
 #[tokio::test]
+async fn solver_that_is_no_source_is_not_asked() {
+    let mut stage = alone().await;
+    stage.set("TOKEN_SOURCES", "direct");
+    stage.set("FLARESOLVERR_URL", format!("http://127.0.0.1:{}/v1", closed_port()));
+    Report::of(&stage).await.check("flaresolverr", "skipped", "TOKEN_SOURCES");
+}
+
+#[tokio::test]
 async fn solve_asks_the_sources_and_throws_the_token_away() {
     let stage = alone().await;
     // So that the only new token is the solver's.
