@@ -99,7 +99,8 @@ pub enum ReplayOutcome {
     Answered,
     /// The second send got a 401 too.
     RefusedAgain,
-    /// The second send got no answer.
+    /// There was no second send, since the refresh failed or the hold ended
+    /// before it, or it got no answer.
     Failed,
     /// The request's body was not kept, so there was no second send.
     NotReplayable,

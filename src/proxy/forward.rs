@@ -189,7 +189,8 @@ impl Exchange<'_> {
     /// The second sending. Whatever comes is the client's answer.
     async fn replay(&self, next: &Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
         let sent_at = Instant::now();
-        let answer = self.send(Some(next)).await?;
+        let answer = self.send(Some(next)).await;
+        let answer = answer.inspect_err(|_| self.proxy.metrics.replay(ReplayOutcome::Failed))?;
         if let Some(objection) = objection(&answer) {
             self.proxy.refresher.refused_again(self.refusal(objection, next, sent_at));
             self.proxy.metrics.replay(ReplayOutcome::RefusedAgain);

@@ -395,3 +395,13 @@ async fn refusals_and_replays_are_counted() {
     let status: Value = world.sidecar.status().await;
     assert_eq!(status["token"]["generation"], 2);
 }
+
+#[tokio::test]
+async fn replay_without_an_answer_is_counted_as_failed() {
+    let world = World::start().await;
+    world.origin.script("/web/api/v2/silent", "", true);
+    world.kill_token();
+    assert_eq!(world.get("/web/api/v2/silent").await.status, 502);
+    let failed = world.sidecar.metric("sidecar_replays_total", &["outcome=\"failed\""]).await;
+    assert!((failed - 1.0).abs() < f64::EPSILON, "{failed}");
+}
