@@ -116,6 +116,40 @@ fn the_image_is_labelled_and_built_with_the_versions_of_the_manifest() {
     }
 }
 
+/// The fenced blocks of a document, each with its opening line.
+fn blocks(document: &str) -> Vec<Vec<String>> {
+    let mut blocks: Vec<Vec<String>> = Vec::new();
+    let mut is_inside = false;
+    for line in read(document).lines() {
+        if is_inside && line == "```" {
+            is_inside = false;
+        } else if is_inside {
+            blocks.last_mut().unwrap().push(line.to_owned());
+        } else if line.starts_with("```") {
+            is_inside = true;
+            blocks.push(vec![line.to_owned()]);
+        }
+    }
+    assert!(!is_inside, "{document}: a block without an end");
+    blocks
+}
+
+#[test]
+fn both_deployment_guides_have_the_same_commands_in_the_same_order() {
+    let [english, russian] = ["DEPLOY_TOKEN_UPDATE.md", "DEPLOY_TOKEN_UPDATE.ru.md"].map(blocks);
+    // What tests/compose/guide.sh knows what to do with.
+    for block in &english {
+        let opening = block[0].as_str();
+        let known = ["```sh", "```sh norun", "```text", "```ini", "```yaml"];
+        assert!(known.contains(&opening), "{block:?}");
+    }
+    assert!(english.iter().filter(|block| block[0] == "```sh").count() > 20);
+    for (english, russian) in english.iter().zip(&russian) {
+        assert_eq!(english, russian);
+    }
+    assert_eq!(english.len(), russian.len());
+}
+
 #[test]
 fn env_example_says_which_values_are_no_defaults() {
     let text = read(".env.example");
