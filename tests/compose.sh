@@ -48,10 +48,11 @@ for argument; do
 done
 [ ${#chosen[@]} -gt 0 ] || chosen=("${checks[@]}")
 
-images=(rust:1.95.0-slim-bookworm gcr.io/distroless/static-debian12:nonroot redis:7-bookworm python:3.11-slim-bookworm)
+name=tests/compose.sh
+# shellcheck source=tests/compose/lib.sh
+. tests/compose/lib.sh
 id=token-sidecar-test-$$
 repository=$PWD
-work=$(mktemp -d)
 projects=()
 
 # --- saying and failing ---
@@ -80,12 +81,6 @@ eventually() {
   done
 }
 
-skip() {
-  echo "skipped: tests/compose.sh: $*" >&2
-  [ "${TOKEN_SIDECAR_TEST_NO_SKIP:-}" != all ] || exit 1
-  exit 0
-}
-
 clean_up() {
   local code=$? project
   if [ -n "$keep" ]; then
@@ -98,16 +93,6 @@ clean_up() {
   docker image rm "$id" "$id-old" "$id-prod-parser" >/dev/null 2>&1 || true
   rm -rf "$work" 2>/dev/null || docker run --rm -v "$work:/work" python:3.11-slim-bookworm sh -c 'rm -rf /work/*'
   exit $code
-}
-
-check_needs() {
-  local missing=() image
-  docker info >/dev/null 2>&1 || skip "no Docker engine answers"
-  docker compose version >/dev/null 2>&1 || skip "the plugin docker compose is missing"
-  for image in "${images[@]}"; do
-    docker image inspect "$image" >/dev/null 2>&1 || missing+=("$image")
-  done
-  [ ${#missing[@]} -eq 0 ] || skip "images are missing; docker pull ${missing[*]}"
 }
 
 # --- the parts of a project ---
@@ -131,14 +116,13 @@ parse() { docker compose --profile example run --rm --no-deps -T parser python3 
 
 # A folder as on a server, with a shop's certificate beside it.
 set_the_stage() {
+  # Of somebody who deploys.
+  unset COMPOSE_PROFILES REDIS_PASSWORD REDIS_URL FLARESOLVERR_URL UPSTREAM_DNS
   mkdir -p "$work/server" "$work/tests/compose" "$work/tests/shop"
   cp -r docker-compose.prod.yml .env.prod.example deploy "$work/server/"
   cp tests/compose/*.py tests/compose/*.yml "$work/tests/compose/"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=shop' -addext 'basicConstraints=critical,CA:FALSE' \
-    -addext 'subjectAltName=DNS:web-agr.chitai-gorod.ru,DNS:web-gate.chitai-gorod.ru,DNS:www.chitai-gorod.ru' \
-    -keyout "$work/tests/shop/key.pem" -out "$work/tests/shop/cert.pem" 2>/dev/null
+  make_shop_certificate "$work/tests/shop"
   chmod -R a+rX "$work"
-  chmod a+r "$work/tests/shop/key.pem"
   export TESTS=$work/tests TOKEN_SIDECAR_IMAGE=$id
   cd "$work/server"
 }
@@ -476,6 +460,7 @@ both_systems_share_their_keys() {
 }
 
 check_needs
+work=$(mktemp -d)
 trap clean_up EXIT
 trap 'exit 130' INT TERM
 set_the_stage

@@ -27,7 +27,9 @@ for argument; do
   esac
 done
 
-images=(rust:1.95.0-slim-bookworm gcr.io/distroless/static-debian12:nonroot redis:7-bookworm python:3.11-slim-bookworm)
+name=tests/compose/guide.sh
+# shellcheck source=tests/compose/lib.sh
+. tests/compose/lib.sh
 id=token-sidecar-guide-$$
 work=$(mktemp -d)
 nowhere=web-agr.chitai-gorod.ru:443=127.0.0.1:1,web-gate.chitai-gorod.ru:443=127.0.0.1:1,www.chitai-gorod.ru:443=127.0.0.1:1
@@ -60,22 +62,6 @@ moved() {
 
 # --- the stage ---
 
-skip() {
-  echo "skipped: tests/compose/guide.sh: $*" >&2
-  [ "${TOKEN_SIDECAR_TEST_NO_SKIP:-}" != all ] || exit 1
-  exit 0
-}
-
-check_needs() {
-  local missing=() image
-  docker info >/dev/null 2>&1 || skip "no Docker engine answers"
-  docker compose version >/dev/null 2>&1 || skip "the plugin docker compose is missing"
-  for image in "${images[@]}"; do
-    docker image inspect "$image" >/dev/null 2>&1 || missing+=("$image")
-  done
-  [ ${#missing[@]} -eq 0 ] || skip "images are missing; docker pull ${missing[*]}"
-}
-
 # A server with the repository in one folder, and an existing project in the other.
 set_the_stage() {
   # Of an outer test, or of somebody who deploys.
@@ -93,11 +79,8 @@ set_the_stage() {
   # Whatever happens, not the real shop.
   printf 'CONNECT_TO=%s\n' "$nowhere" >> "$server/.env.prod.example"
   printf '# of the old system\nDEBUG=1\nCHITAI_GOROD_BEARER_TOKEN=""\n' > "$work/opt/books/.env"
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=shop' -addext 'basicConstraints=critical,CA:FALSE' \
-    -addext 'subjectAltName=DNS:web-agr.chitai-gorod.ru,DNS:web-gate.chitai-gorod.ru,DNS:www.chitai-gorod.ru' \
-    -keyout "$work/tests/shop/key.pem" -out "$work/tests/shop/cert.pem" 2>/dev/null
+  make_shop_certificate "$work/tests/shop"
   chmod -R a+rX "$work"
-  chmod a+r "$work/tests/shop/key.pem"
   export TESTS=$work/tests PARSERS_NETWORK=$id-parsers CERTS_VOLUME=${id}_certs
   PUBLISH=127.0.0.1:$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
   export PUBLISH
@@ -211,9 +194,9 @@ if [ -n "$list" ]; then
   rm -rf "$work"
   exit 0
 fi
-check_needs
 trap clean_up EXIT
 trap 'exit 130' INT TERM
+check_needs
 set_the_stage
 cd "$work"
 count=0
