@@ -9,8 +9,9 @@
 //!
 //! - A connection stays on the worker that serves it.
 //! - Errors of `accept` pause the loop; they never end it.
-//! - After the drain began nothing is accepted, and a worker ends when its
-//!   last connection has, or when its time is up.
+//! - When the drain begins, what has connected by then is still accepted, and
+//!   nothing after it. A worker ends when its last connection has, or when its
+//!   time is up.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -224,7 +225,7 @@ impl Accept {
             listeners.rotate_left(1);
             tokio::select! {
                 biased;
-                () = worker.drain.cancelled() => return Ok(()),
+                () = worker.drain.cancelled() => break,
                 Some(handover) = self.inbox.recv() => take_over(handover, &serve),
                 (door, accepted) = accept_any(&listeners) => match accepted {
                     Ok((stream, address)) => {
@@ -235,6 +236,33 @@ impl Accept {
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
+            }
+        }
+        // From now on the peers keep what they would have handed over.
+        self.inbox.close();
+        while let Ok(handover) = self.inbox.try_recv() {
+            take_over(handover, &serve);
+        }
+        for (door, listener) in listeners {
+            self.empty(worker.index, door, &listener.into_std()?, &serve);
+        }
+        Ok(())
+    }
+
+    /// Serves what waits to be accepted: to those clients the connection
+    /// stands, and its end would be no refusal. The runtime may not know of
+    /// them yet, so the socket itself is asked.
+    fn empty(
+        &self,
+        own: usize,
+        door: Door,
+        listener: &std::net::TcpListener,
+        serve: &impl Fn(Client),
+    ) {
+        while let Ok((stream, address)) = listener.accept() {
+            match stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream)) {
+                Ok(stream) => self.place(own, (stream, address, door), serve),
+                Err(error) => debug!(%error, "connection lost at the drain"),
             }
         }
     }
@@ -258,9 +286,12 @@ impl Accept {
             return;
         }
         match stream.into_std() {
-            // A closed inbox is a worker that drains: the connection is dropped.
             Ok(stream) => {
-                drop(self.peers[index].inbox.send(Handover { stream, address, door, admitted }));
+                let handover = Handover { stream, address, door, admitted };
+                // A closed inbox is a worker that drains.
+                if let Err(refused) = self.peers[index].inbox.send(handover) {
+                    take_over(refused.0, serve);
+                }
             }
             Err(error) => debug!(%error, "connection lost in hand-over"),
         }
@@ -382,5 +413,48 @@ impl Drop for Admitted {
                 by_address.remove(&self.ip);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_has_connected_when_the_drain_begins_is_served() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let waiting: Vec<_> =
+            (0..5).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let drain = CancellationToken::new();
+        drain.cancel();
+        let limits = ClientLimits {
+            connections: 10,
+            client_connections: 10,
+            networks: vec!["127.0.0.0/8".parse().unwrap()],
+            refusal: Bytes::new(),
+        };
+        let (sender, served) = mpsc::channel();
+        let make = move |_: &Worker| {
+            let sender = sender.clone();
+            move |client: Client| {
+                let sender = sender.clone();
+                async move { sender.send(client.address).unwrap() }
+            }
+        };
+        let count = NonZeroUsize::new(2).unwrap();
+        let doors = [(Door::Proxy, listener)];
+        let metrics = Arc::new(Metrics::new(2));
+        let time = Duration::from_secs(5);
+        let workers = Workers::start(count, &doors, limits, &metrics, &drain, time, make).unwrap();
+        workers.join();
+        let mut served: Vec<_> = served.try_iter().collect();
+        let mut expected: Vec<_> =
+            waiting.iter().map(|stream| stream.local_addr().unwrap()).collect();
+        served.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(served, expected);
     }
 }

@@ -45,6 +45,8 @@ pub(super) struct HeadWatch {
     /// The beginning of a head that comes in several reads.
     partial: Mutex<Partial>,
     begun: Notify,
+    /// Told of a head that was parsed, and keeps that until it is asked.
+    parsed: Notify,
 }
 
 #[derive(Default)]
@@ -65,6 +67,7 @@ impl HeadWatch {
     pub(super) fn take(&self) -> Result<(), ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
         *self.partial() = Partial::default();
+        self.parsed.notify_one();
         match self.seen.swap(PLAIN, Ordering::Relaxed) {
             FRAGMENT => Err(ProxyError::BadRequest("the target has a fragment")),
             TWO_LENGTHS => Err(ProxyError::BadRequest(
@@ -77,6 +80,12 @@ impl HeadWatch {
     /// The answer is on its way: what comes now is the next head.
     pub(super) fn await_head(&self) {
         self.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends when a head has been parsed, at once where that was before. To be
+    /// asked once.
+    pub(super) async fn first_head(&self) {
+        self.parsed.notified().await;
     }
 
     /// Ends when a head was begun and has not come whole within its time.

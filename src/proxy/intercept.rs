@@ -68,7 +68,7 @@ impl Service {
     ) {
         let begun = tokio::select! {
             begun = timeout(HANDSHAKE_LIMIT, begin(on_upgrade)) => begun,
-            () = self.drain().cancelled() => return,
+            () = self.newcomers_time_is_up() => return,
         };
         let (stream, first) = match begun {
             Ok(Ok(Some(begun))) => begun,
@@ -97,7 +97,7 @@ impl Service {
         let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
         let accepted = tokio::select! {
             accepted = timeout(HANDSHAKE_LIMIT, handshake) => accepted,
-            () = self.drain().cancelled() => return,
+            () = self.newcomers_time_is_up() => return,
         };
         match accepted {
             Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::debug;
 
 use super::body::AnswerBody;
@@ -34,6 +34,11 @@ use crate::net::{Client, DialError, Door, Reach, Upstream, UpstreamKey, Worker};
 
 /// Longest rest of a client's connection.
 const CLIENT_IDLE: Duration = Duration::from_secs(90);
+
+/// How long a client that has only just come when the drain begins may take for
+/// each step up to its first request. To it the connection stands, so an end of
+/// it would be an error and no refusal.
+const DRAIN_NEWCOMER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Fields that hyper reads before the gate counts them.
 const PARSED_FIELDS: usize = 200;
@@ -136,7 +141,8 @@ impl Service {
     }
 
     /// Serves HTTP on `stream` with `route`, until it ends or the drain
-    /// begins. `route` is told what is wrong with the head as it came.
+    /// begins; a client that has only just come by then is still answered.
+    /// `route` is told what is wrong with the head as it came.
     pub(super) async fn serve_http<I, R, F>(&self, stream: I, route: R)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -160,6 +166,11 @@ impl Service {
                 biased;
                 ended = connection.as_mut() => ended,
                 () = self.worker.drain.cancelled() => {
+                    tokio::select! {
+                        biased;
+                        ended = connection.as_mut() => return ended,
+                        _ = timeout(DRAIN_NEWCOMER_LIMIT, watch.first_head()) => {}
+                    }
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -180,6 +191,13 @@ impl Service {
     /// Cancelled when the drain begins.
     pub(super) fn drain(&self) -> &tokio_util::sync::CancellationToken {
         &self.worker.drain
+    }
+
+    /// Ends when the drain has begun and a client that has only just come has
+    /// had its time for the next step.
+    pub(super) async fn newcomers_time_is_up(&self) {
+        self.worker.drain.cancelled().await;
+        sleep(DRAIN_NEWCOMER_LIMIT).await;
     }
 
     /// The upstream of API origin `index`.

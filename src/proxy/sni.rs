@@ -58,7 +58,7 @@ impl Service {
     pub(super) async fn serve_sni(self: &Rc<Self>, stream: TcpStream, client: SocketAddr) {
         let read = tokio::select! {
             read = timeout(HANDSHAKE_LIMIT, read_hello(stream)) => read,
-            () = self.drain().cancelled() => return,
+            () = self.newcomers_time_is_up() => return,
         };
         let (stream, name) = match read {
             Ok(Ok(hello)) => hello,

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 
 use crate::support::client::{API, Request, Way};
+use crate::support::http::Wire;
 use crate::support::{Stage, World, until};
 
 async fn held_request(drain: &str) -> (World, crate::support::client::Session) {
@@ -68,6 +69,34 @@ async fn new_connections_are_refused_during_a_drain() {
     assert!(!world.sidecar.has_ended());
     world.origin.open_gate();
     assert_eq!(running.wire.response("GET").await.status, 200);
+    assert!(world.sidecar.ended().await.success());
+}
+
+#[tokio::test]
+async fn clients_that_have_just_come_still_get_their_answer() {
+    let mut world = World::with(&[("SNI_LISTEN", "127.0.0.1:0")]).await;
+    let connected = [world.wire().await, Wire::connect(world.sidecar.sni()).await];
+    let granted = world.tunnel(&format!("{API}:443")).await;
+    let mut in_the_clear = world.open(Way::PlainTunnel).await;
+    let mut secured = world.open(Way::Intercept).await;
+    until("all to be accepted", async || world.sidecar.status().await["connections"] == 5).await;
+    world.sidecar.terminate();
+    world.sidecar.logged("draining").await;
+    let get = format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n\r\n");
+    let [mut plain, by_sni] = connected;
+    let ask = async |wire: &mut Wire| {
+        wire.send(&get).await;
+        wire.response("GET").await
+    };
+    let answers = tokio::join!(
+        ask(&mut plain),
+        async { ask(&mut world.tls_over(by_sni, API).await).await },
+        async { ask(&mut world.tls_over(granted, API).await).await },
+        in_the_clear.get("/web/api/v2/x"),
+        secured.get("/web/api/v2/x"),
+    );
+    let answers = [answers.0, answers.1, answers.2, answers.3, answers.4];
+    assert_eq!(answers.map(|answer| answer.status), [200; 5]);
     assert!(world.sidecar.ended().await.success());
 }
 
