@@ -58,6 +58,15 @@ impl Env {
         found.filter(|value| !value.is_empty())
     }
 
+    /// The value of `name` with its blanks, but without the end of a line; for
+    /// passwords.
+    pub(super) fn verbatim(&self, name: &'static str) -> Option<&str> {
+        self.given(name)?;
+        let found = self.process.get(name).filter(|value| !value.trim().is_empty());
+        let found = found.or_else(|| self.file.get(name))?;
+        Some(found.trim_end_matches(['\r', '\n']))
+    }
+
     /// The value of `name` in the process environment alone.
     #[must_use]
     pub fn in_process(&self, name: &str) -> Option<&str> {
@@ -271,6 +280,17 @@ mod tests {
     fn check(line: &str, value: &str) {
         let values = parse_file(line).unwrap();
         assert_eq!(values.get("PROXY_AUTH").map(String::as_str), Some(value), "{line}");
+    }
+
+    #[test]
+    fn password_keeps_its_blanks() {
+        let env = |value: &str| Env::from_pairs([("REDIS_PASSWORD", value)]);
+        assert_eq!(env(" a b ").verbatim("REDIS_PASSWORD"), Some(" a b "));
+        assert_eq!(env("a\r\n").verbatim("REDIS_PASSWORD"), Some("a"));
+        assert_eq!(env(" \n").verbatim("REDIS_PASSWORD"), None);
+        let file = parse_file("REDIS_PASSWORD=' in a file '").unwrap();
+        let env = Env { process: env(" ").process, file };
+        assert_eq!(env.verbatim("REDIS_PASSWORD"), Some(" in a file "));
     }
 
     #[test]

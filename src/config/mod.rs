@@ -180,10 +180,10 @@ pub struct Stores {
 pub struct RedisSettings {
     /// `redis://`, `rediss://` or `unix://`; may hold a password.
     pub url: Secret,
-    /// `REDIS_PASSWORD`.
+    /// `REDIS_PASSWORD`, which goes before one in the URL.
     pub password: Option<Secret>,
-    /// File that holds the password, read for each connection, where
-    /// `REDIS_PASSWORD` is not set. `REDIS_PASSWORD_FILE`.
+    /// File that holds the password, read for each connection, where neither
+    /// `REDIS_PASSWORD` nor the URL has one. `REDIS_PASSWORD_FILE`.
     pub password_file: Option<PathBuf>,
     /// Key of the bare token. `REDIS_KEY`.
     pub key: String,
@@ -408,7 +408,7 @@ impl RedisSettings {
         }
         Ok(Self {
             url: Secret::new(url),
-            password: env.given("REDIS_PASSWORD").map(Secret::new),
+            password: env.verbatim("REDIS_PASSWORD").map(Secret::new),
             password_file: env.path("REDIS_PASSWORD_FILE"),
             key: env.text("REDIS_KEY").to_owned(),
             cookies_key: env.text("REDIS_COOKIES_KEY").to_owned(),

@@ -63,7 +63,7 @@ pub const VARIABLES: &[Variable] = &[
     var(
         "REDIS_PASSWORD_FILE",
         "",
-        "file that holds Redis's password, read for each connection; REDIS_PASSWORD goes before it",
+        "file that holds Redis's password, read for each connection; REDIS_PASSWORD or one in REDIS_URL goes before it",
     ),
     var("REDIS_KEY", "chitai_gorod_token", "Redis key of the bare token"),
     var("REDIS_COOKIES_KEY", "chitai_gorod_cookies", "Redis key of the cookies, a JSON object"),

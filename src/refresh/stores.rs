@@ -182,7 +182,7 @@ impl Stores {
         let before = std::mem::replace(&mut *lock(last), error.clone());
         match (before, error) {
             (None, Some(error)) => warn!(store, error, "store out of order"),
-            (Some(_), None) => debug!(store, "store in order again"),
+            (Some(_), None) => info!(store, "store in order again"),
             _ => {}
         }
         if value.is_none() {

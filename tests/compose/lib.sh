@@ -10,8 +10,13 @@ skip() {
 
 check_needs() {
   local missing=() image
+  local tool
+  for tool in openssl python3; do
+    command -v "$tool" >/dev/null || skip "$tool is missing"
+  done
   docker info >/dev/null 2>&1 || skip "no Docker engine answers"
   docker compose version >/dev/null 2>&1 || skip "the plugin docker compose is missing"
+  printf '2.24\n%s\n' "$(docker compose version --short | tr -d v)" | sort -VC || skip "docker compose is older than 2.24"
   for image in "${images[@]}"; do
     docker image inspect "$image" >/dev/null 2>&1 || missing+=("$image")
   done

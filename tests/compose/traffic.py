@@ -38,7 +38,7 @@ def outcome(url: str) -> str:
 
 
 def parse(number: int) -> None:
-    slow = f"{API}/slow?seconds=1.5" if number % 2 else f"{API}/search/product?phrase=python"
+    slow = f"{API}/slow?seconds={3 + number / 2}" if number % 2 else f"{API}/search/product?phrase=python"
     first = True
     while not stop.is_set():
         got = outcome(slow)

@@ -62,6 +62,8 @@ fn env_prod_example_has_every_variable_with_its_value_in_the_compose_project() {
         ("FLARESOLVERR_URL", "http://flaresolverr:8191/v1"),
         ("REDIS_URL", "redis://redis:6379/0"),
         ("REDIS_PASSWORD_FILE", "/redis/password"),
+        ("MAX_CONNECTIONS", "4000"),
+        ("MAX_CLIENT_CONNECTIONS", "2000"),
         ("CA_DIR", "/ca"),
         ("TRUST_DIR", "/certs"),
         ("ENV_FILE", "/state/token.env"),

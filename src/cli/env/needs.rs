@@ -44,12 +44,12 @@ const GATEWAY_PASSWORD: [&str; 2] = [
 ];
 const PHP: [&str; 2] = [
     "PHP's curl: a folder with an ini file that says curl.cainfo=<path of ca-bundle.pem>, here in the",
-    "trust files' folder; make it first. The colon keeps PHP's own folders.",
+    "trust files' folder, or in /tmp where that is read-only; make it first. The colon keeps PHP's own.",
 ];
 const JAVA: [&str; 3] = [
     "Java's HttpClient: proxy and trust store by one variable. Make the store first, here beside the",
-    "trust files: a copy of $JAVA_HOME/lib/security/cacerts into which keytool -importcert has put",
-    "ca.pem; the README has the commands.",
+    "trust files, or in /tmp where they are read-only: a copy of $JAVA_HOME/lib/security/cacerts into",
+    "which keytool -importcert has put ca.pem; the README has the commands.",
 ];
 
 /// Some variables with what people should know of them.

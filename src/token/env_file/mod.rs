@@ -231,6 +231,10 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
         // A pipe would make us wait, a device would be replaced by a file.
         Ok(found) if !found.is_file() => Err(io::Error::other("it is not a regular file")),
         Ok(found) if found.len() > MAX_SIZE => Err(ErrorKind::FileTooLarge.into()),
+        // A file that is mounted into a container goes on without its name.
+        Ok(found) if found.nlink() == 0 => {
+            Err(io::Error::other("it was replaced where it is mounted from: restart the container"))
+        }
         outcome => outcome.map(drop),
     }?;
     fs::read(path).map(Some)

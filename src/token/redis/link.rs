@@ -47,7 +47,7 @@ impl Link {
         let info = connection_info(settings)?;
         let certificates = certificates(settings)?;
         client(info.clone(), certificates.clone())?;
-        let password_file = match settings.password {
+        let password_file = match info.redis_settings().password() {
             Some(_) => None,
             None => settings.password_file.clone(),
         };

@@ -413,11 +413,14 @@ async fn a_password_file_may_come_after_the_start_and_may_change() {
 }
 
 #[tokio::test]
-async fn a_password_goes_before_its_file() {
+async fn a_password_or_one_in_the_url_goes_before_its_file() {
     let server = Server::start(&["--requirepass", "right"]).await;
     let mut settings = server.settings();
-    settings.password = Some(Secret::new("right"));
     settings.password_file = Some("/nonexistent".into());
+    settings.password = Some(Secret::new("right"));
+    RedisStore::new(settings.clone()).unwrap().ping().await.unwrap();
+    settings.password = None;
+    settings.url = Secret::new(format!("redis://:right@127.0.0.1:{}", server.port));
     RedisStore::new(settings).unwrap().ping().await.unwrap();
 }
 
