@@ -85,8 +85,10 @@ eventually() {
 clean_up() {
   local code=$? project
   if [ -n "$keep" ]; then
-    echo "left running: cd $work/server && COMPOSE_PROJECT_NAME=${COMPOSE_PROJECT_NAME:-} TESTS=$TESTS docker compose ps"
-    return
+    echo "left: docker compose -p ${COMPOSE_PROJECT_NAME:-$id} ps, or logs, or exec token-sidecar token-sidecar status"
+    printf 'to remove: docker compose -p %s down --volumes\n' "${projects[@]}"
+    echo "to remove: docker image rm $id; rm -r $work"
+    exit $code
   fi
   for project in "${projects[@]}"; do
     docker compose -p "$project" down --volumes --remove-orphans --timeout 5 >/dev/null 2>&1 || true
@@ -103,7 +105,7 @@ redis() { docker compose exec -T redis sh -c '[ ! -s /data/password ] || export 
 container() { docker compose ps -aq "$1"; }
 inspect() { docker inspect --format "$2" "$(container "$1")"; }
 fingerprint() { sidecar token | awk '$1 == "fingerprint" { print $2; exit }'; }
-status_of() { sidecar status | python3 -c 'import json, sys; print(eval("json.load(sys.stdin)" + sys.argv[1]))' "$1"; }
+status_of() { sidecar status | python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]][sys.argv[2]])' "$@"; }
 
 # shop GET|POST PATH: moves the played shop, or asks it.
 shop() {
@@ -216,10 +218,11 @@ print(proxy.recv(100).split()[1].decode())')"
 
 the_parser_has_what_env_prints() {
   step "the service parser has the output of token-sidecar env --format compose"
-  local printed shown
+  local printed file
   printed=$(sidecar env --format compose | grep -v '^ *#' | sed 's/^/    /')
-  shown=$(sed -n '/^  parser:/,/^networks:/p' docker-compose.prod.yml | sed -n '/^    environment:/,/^$/p' | grep -v '^$')
-  is "fragment" "$printed" "$shown"
+  for file in docker-compose.prod.yml deploy/examples/parser.compose.yml; do
+    is "fragment in $file" "$printed" "$(sed -n '/^  parser:/,/^networks:/p' $file | sed -n '/^    environment:/,/^$/p' | grep -v '^$')"
+  done
 }
 
 the_unchanged_parser_survives_the_death_of_the_token() {
@@ -232,7 +235,7 @@ the_unchanged_parser_survives_the_death_of_the_token() {
   is "answers" 4 "$(grep -c 'HTTP 200, .*Книга про' <<<"$printed")"
   [ "$(stat_of refused)" -gt 0 ] || fail "no token was refused"
   [ "$before" != "$(fingerprint)" ] || fail "the token is the old one"
-  is "renewed by" flaresolverr "$(status_of '["token"]["source"]')"
+  is "renewed by" flaresolverr "$(status_of token source)"
 }
 
 the_token_rests_in_redis_and_in_the_volume() {
@@ -275,7 +278,7 @@ a_restart_keeps_token_and_ca() {
   token=$(fingerprint) ca=$(sidecar ca)
   docker compose restart token-sidecar 2>/dev/null
   eventually 15 sidecar healthcheck --ready
-  is "token" "$token" "$(status_of '["token"]["fingerprint"]')"
+  is "token" "$token" "$(status_of token fingerprint)"
   is "CA" "$ca" "$(sidecar ca)"
   has "answer" 'HTTP 200' "$(parse python)"
 }
@@ -297,7 +300,7 @@ redis_may_die_and_come_back() {
 healthy() { [ "$(inspect "$1" '{{.State.Health.Status}}')" = healthy ]; }
 redis_has_the_present_token() {
   local memory
-  memory=$(status_of '["token"]["fingerprint"]')
+  memory=$(status_of token fingerprint)
   [ "$(redis GET chitai_gorod_token | tr -d '\n' | sha256sum | cut -c1-8)" = "$memory" ]
 }
 
@@ -306,7 +309,7 @@ flaresolverr_may_stop() {
   docker compose stop flaresolverr 2>/dev/null
   shop POST '/revoke?after=0' >/dev/null
   has "answer without FlareSolverr" 'HTTP 200' "$(parse python)"
-  is "renewed by" direct "$(status_of '["token"]["source"]')"
+  is "renewed by" direct "$(status_of token source)"
   docker compose up -d --wait flaresolverr 2>/dev/null
 }
 

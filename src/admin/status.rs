@@ -74,6 +74,7 @@ impl Status {
             silence: state.hints.silence(&requests),
             token: TokenFact::of(current.as_deref()),
             redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
+            env_file_down: renewal.env_file.as_ref().is_some_and(|file| !file.ok),
             verifier_blind: !renewal.verifier.trusted,
             walled: renewal.refresh.walled_s > 0.0,
         };
@@ -112,6 +113,7 @@ struct Facts {
     silence: Option<Silence>,
     token: TokenFact,
     redis_down: bool,
+    env_file_down: bool,
     verifier_blind: bool,
     walled: bool,
 }
@@ -143,6 +145,7 @@ impl Facts {
             self.verifier_blind.then_some(BLIND_VERIFIER),
             (self.token == TokenFact::Unverified).then_some(UNVERIFIED),
             self.redis_down.then_some(REDIS_DOWN),
+            self.env_file_down.then_some(ENV_FILE_DOWN),
             self.silence.map(Silence::text),
         ];
         hints.into_iter().flatten().map(str::to_owned)
@@ -158,6 +161,8 @@ const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cann
 const UNVERIFIED: &str =
     "the token is not verified yet; VERIFY_URL gave no verdict, and no real answer has come";
 const REDIS_DOWN: &str = "Redis cannot be reached; the token is kept without it meanwhile";
+const ENV_FILE_DOWN: &str =
+    "the token's line in ENV_FILE is not kept up to date; env_file says why";
 
 fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(requests.iter().map(|(route, count)| (route.as_str(), count)))
@@ -208,6 +213,7 @@ mod tests {
             Facts { token: TokenFact::None, ..well },
             Facts { token: TokenFact::Unverified, ..well },
             Facts { redis_down: true, ..well },
+            Facts { env_file_down: true, ..well },
             Facts { verifier_blind: true, ..well },
             Facts { walled: true, ..well },
             Facts { silence: Some(Silence::Complete), ..well },

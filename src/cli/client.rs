@@ -1,6 +1,5 @@
 //! The commands' side of the admin port.
 
-use std::convert::identity;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,28 +32,6 @@ pub(super) fn request(
     })
 }
 
-/// What the running sidecar answers at `path`.
-///
-/// # Errors
-///
-/// The exit code, where it does not answer, or not with a success; what was
-/// wrong has been said.
-pub(super) async fn ask(config: &Config, path: &str) -> Result<String, ExitCode> {
-    let asked = async {
-        let request = request(config, Method::GET, path)?.timeout(ANSWER_LIMIT);
-        let answer = request.send().await?;
-        Ok::<_, reqwest::Error>((answer.status(), answer.text().await?))
-    };
-    match asked.await {
-        Ok((status, text)) if status.is_success() => Ok(text),
-        Ok((_, text)) => Err(fail(text.trim(), 1)),
-        Err(error) => {
-            let at = config.listen.admin;
-            Err(fail(&format!("no answer from the admin port at {at}: {}", root_cause(&error)), 1))
-        }
-    }
-}
-
 /// `healthcheck`: asks `/live` or `/ready`.
 pub(super) async fn healthcheck(config: &Config, ready: bool) -> ExitCode {
     let path = if ready { "/ready" } else { "/live" };
@@ -70,15 +47,40 @@ pub(super) async fn status(config: &Config, metrics: bool) -> ExitCode {
 }
 
 fn print_answer(answer: Result<String, ExitCode>) -> ExitCode {
-    answer.map_or_else(identity, |text| {
-        println!("{}", text.trim_end());
-        ExitCode::SUCCESS
-    })
+    match answer {
+        Ok(text) => {
+            println!("{}", text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
 }
 
 fn indented(json: String) -> String {
     let value: Option<Value> = serde_json::from_str(&json).ok();
     value.map_or(json, |value| format!("{value:#}"))
+}
+
+/// What the running sidecar answers at `path`.
+///
+/// # Errors
+///
+/// The exit code, where it does not answer, or not with a success; what was
+/// wrong has been said.
+async fn ask(config: &Config, path: &str) -> Result<String, ExitCode> {
+    let asked = async {
+        let request = request(config, Method::GET, path)?.timeout(ANSWER_LIMIT);
+        let answer = request.send().await?;
+        Ok::<_, reqwest::Error>((answer.status(), answer.text().await?))
+    };
+    match asked.await {
+        Ok((status, text)) if status.is_success() => Ok(text),
+        Ok((_, text)) => Err(fail(text.trim(), 1)),
+        Err(error) => {
+            let at = config.listen.admin;
+            Err(fail(&format!("no answer from the admin port at {at}: {}", root_cause(&error)), 1))
+        }
+    }
 }
 
 /// What is at the bottom of it: connection refused, mostly.

@@ -53,25 +53,20 @@ impl Env {
     /// The value of `name`, if one is given anywhere and not empty.
     #[must_use]
     pub fn given(&self, name: &'static str) -> Option<&str> {
-        let in_file = || self.file.get(name).map(|value| value.trim());
-        let found = self.in_process(name).or_else(in_file);
-        found.filter(|value| !value.is_empty())
+        self.verbatim(name).map(str::trim)
     }
 
-    /// The value of `name` with its blanks, but without the end of a line; for
-    /// passwords.
-    pub(super) fn verbatim(&self, name: &'static str) -> Option<&str> {
-        self.given(name)?;
-        let found = self.process.get(name).filter(|value| !value.trim().is_empty());
-        let found = found.or_else(|| self.file.get(name))?;
+    /// The same with its blanks, which may belong to a password; only the end
+    /// of a line goes.
+    pub(super) fn verbatim(&self, name: &str) -> Option<&str> {
+        let found = filled(&self.process, name).or_else(|| filled(&self.file, name))?;
         Some(found.trim_end_matches(['\r', '\n']))
     }
 
     /// The value of `name` in the process environment alone.
     #[must_use]
     pub fn in_process(&self, name: &str) -> Option<&str> {
-        let value = self.process.get(name).map(|value| value.trim());
-        value.filter(|value| !value.is_empty())
+        filled(&self.process, name).map(str::trim)
     }
 
     /// Names that look like a slip of the pen for one of ours, with ours.
@@ -265,6 +260,12 @@ fn known(name: &str) -> Option<&'static str> {
     VARIABLES.iter().map(|variable| variable.name).find(|known| *known == name)
 }
 
+/// The value of `name`, unless it is blank: that counts as unset.
+fn filled<'a>(values: &'a BTreeMap<String, String>, name: &str) -> Option<&'a str> {
+    let value = values.get(name).map(String::as_str);
+    value.filter(|value| !value.trim().is_empty())
+}
+
 fn near_miss(name: &str) -> Option<&'static str> {
     if known(name).is_some() {
         return None;
@@ -291,6 +292,7 @@ mod tests {
         let file = parse_file("REDIS_PASSWORD=' in a file '").unwrap();
         let env = Env { process: env(" ").process, file };
         assert_eq!(env.verbatim("REDIS_PASSWORD"), Some(" in a file "));
+        assert_eq!(env.given("REDIS_PASSWORD"), Some("in a file"));
     }
 
     #[test]

@@ -463,7 +463,7 @@ impl Upstream {
 impl Access {
     /// Reads the section.
     fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        let proxy_auth = env.given("PROXY_AUTH");
+        let proxy_auth = env.verbatim("PROXY_AUTH");
         if proxy_auth.is_some_and(|pair| !pair.contains(':')) {
             return Err(ConfigError::new("PROXY_AUTH", "expected user:password"));
         }

@@ -244,7 +244,7 @@ impl Accept {
             take_over(handover, &serve);
         }
         for (door, listener) in listeners {
-            self.empty(worker.index, door, &listener.into_std()?, &serve);
+            self.accept_waiting(worker.index, door, &listener.into_std()?, &serve);
         }
         Ok(())
     }
@@ -252,7 +252,7 @@ impl Accept {
     /// Serves what waits to be accepted: to those clients the connection
     /// stands, and its end would be no refusal. The runtime may not know of
     /// them yet, so the socket itself is asked.
-    fn empty(
+    fn accept_waiting(
         &self,
         own: usize,
         door: Door,

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustix::process::geteuid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use thiserror::Error;
 
@@ -33,7 +34,10 @@ const ALPN: &[u8] = b"http/1.1";
 #[non_exhaustive]
 pub enum TlsError {
     /// A file is there but cannot be read.
-    #[error("cannot read {}: {cause}; check its owner and mode", path.display())]
+    #[error(
+        "cannot read {}: {cause}; check the owner and mode of it and of its folder, for user {}",
+        path.display(), geteuid().as_raw()
+    )]
     Read {
         /// The file.
         path: PathBuf,

@@ -22,7 +22,7 @@ for name, service in services.items():
     check(name, "no new privileges", service.get("security_opt") == ["no-new-privileges:true"])
     check(name, "a read-only root", service.get("read_only") or name == "flaresolverr")
     check(name, "nothing published", not service.get("ports"))
-    check(name, "no limit but of the parser on threads", service.get("pids_limit") or name == "parser")
+    check(name, "a limit on threads", service.get("pids_limit") or name == "parser")
     networks = {"token-sidecar": {"parsers", "backend"}, "parser": {"parsers"}}.get(name, {"backend"})
     check(name, f"the networks {networks}", set(service["networks"]) == networks)
 

@@ -433,6 +433,8 @@ async fn env_file_folder_that_is_not_writable_is_warned_of_once() {
     renew(&world).await;
     assert_eq!(warnings_of(&world.sidecar, "taken"), 1);
     assert!(world.sidecar.metric("sidecar_store_errors_total", &["env_file"]).await >= 1.0);
+    let hints = world.sidecar.status().await["hints"].to_string();
+    assert!(hints.contains("ENV_FILE is not kept up to date"), "{hints}");
 }
 
 fn warnings_of(sidecar: &Sidecar, word: &str) -> usize {

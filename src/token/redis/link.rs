@@ -19,7 +19,7 @@ use redis::{
     Pipeline, RedisError, RedisResult, TlsCertificates,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::StoreError;
 use crate::config::RedisSettings;
@@ -83,7 +83,7 @@ impl Link {
         &self,
         commands: &Pipeline,
     ) -> Result<RedisResult<T>, StoreError> {
-        let manager = self.manager()?;
+        let manager = self.manager().await?;
         let mut connection = ConnectionManager::clone(&manager);
         let answer = commands.query_async(&mut connection).await;
         if answer.is_err() {
@@ -94,26 +94,34 @@ impl Link {
         Ok(answer)
     }
 
-    fn manager(&self) -> Result<Arc<ConnectionManager>, StoreError> {
-        let mut slot = self.slot();
-        if let Some(manager) = &*slot {
+    async fn manager(&self) -> Result<Arc<ConnectionManager>, StoreError> {
+        if let Some(manager) = &*self.slot() {
             return Ok(Arc::clone(manager));
         }
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(STEP_LIMIT))
             .set_response_timeout(Some(STEP_LIMIT));
-        let manager = ConnectionManager::new_lazy_with_config(self.client()?, config)
+        let client = client(self.login().await?, self.certificates.clone())?;
+        let manager = ConnectionManager::new_lazy_with_config(client, config)
             .map_err(|error| explained(&error))?;
-        Ok(Arc::clone(slot.insert(Arc::new(manager))))
+        // Another operation may have been faster.
+        Ok(Arc::clone(self.slot().get_or_insert(Arc::new(manager))))
     }
 
-    fn client(&self) -> Result<Client, StoreError> {
-        let info = match &self.password_file {
-            None => self.info.clone(),
-            Some(path) => with_password(self.info.clone(), &password_in(path)?),
+    /// Where to connect, with the password as it is now.
+    async fn login(&self) -> Result<ConnectionInfo, StoreError> {
+        let info = self.info.clone();
+        let Some(path) = self.password_file.clone() else {
+            return Ok(info);
         };
-        client(info, self.certificates.clone())
+        let file = path.clone();
+        // It may lie on a disk that hangs.
+        let read = spawn_blocking(move || password_in(&file)).await;
+        let password = read
+            .unwrap_or_else(|died| Err(died.into()))
+            .map_err(|reason| StoreError::RedisPasswordFile { path, reason })?;
+        Ok(with_password(info, &password))
     }
 
     fn forget(&self, failed: &Arc<ConnectionManager>) {
@@ -161,12 +169,15 @@ fn with_password(info: ConnectionInfo, password: &str) -> ConnectionInfo {
 }
 
 /// The file's text without the end of its line, as editors and `echo` leave it.
-fn password_in(path: &Path) -> Result<String, StoreError> {
-    let failed = |reason| StoreError::RedisPasswordFile { path: path.to_owned(), reason };
-    let text = fs::read_to_string(path).map_err(failed)?;
+fn password_in(file: &Path) -> io::Result<String> {
+    // A pipe would make us wait.
+    if !fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let text = fs::read_to_string(file)?;
     let password = text.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
-        return Err(failed(io::Error::other("it is empty")));
+        return Err(io::Error::other("it is empty"));
     }
     Ok(password.to_owned())
 }

@@ -401,6 +401,11 @@ async fn a_password_file_may_come_after_the_start_and_may_change() {
     fs::write(&file, "\n").unwrap();
     let error = store.ping().await.unwrap_err();
     assert!(error.to_string().contains("named by REDIS_PASSWORD_FILE: it is empty"), "{error}");
+    fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    let error = timed(store.ping()).await.unwrap_err();
+    assert!(error.to_string().ends_with("it is not a regular file"), "{error}");
+    fs::remove_file(&file).unwrap();
     fs::write(&file, "p@ss:w/rd# %\n").unwrap();
     store.ping().await.unwrap();
     server.kill();
