@@ -73,8 +73,8 @@ impl Status {
         let facts = Facts {
             silence: state.hints.silence(&requests),
             token: TokenFact::of(current.as_deref()),
-            redis_down: renewal.redis.as_ref().is_some_and(|redis| !redis.ok),
-            env_file_down: renewal.env_file.as_ref().is_some_and(|file| !file.ok),
+            redis: StoreFact::of(renewal.redis.as_ref().is_none_or(|redis| redis.ok)),
+            env_file: StoreFact::of(renewal.env_file.as_ref().is_none_or(|file| file.ok)),
             verifier_blind: !renewal.verifier.trusted,
             walled: renewal.refresh.walled_s > 0.0,
         };
@@ -112,8 +112,8 @@ impl TokenStatus {
 struct Facts {
     silence: Option<Silence>,
     token: TokenFact,
-    redis_down: bool,
-    env_file_down: bool,
+    redis: StoreFact,
+    env_file: StoreFact,
     verifier_blind: bool,
     walled: bool,
 }
@@ -136,6 +136,19 @@ impl TokenFact {
     }
 }
 
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum StoreFact {
+    #[default]
+    InOrder,
+    Failing,
+}
+
+impl StoreFact {
+    fn of(in_order: bool) -> Self {
+        if in_order { Self::InOrder } else { Self::Failing }
+    }
+}
+
 impl Facts {
     /// What a person should know, what hurts most first.
     fn hints(self) -> impl Iterator<Item = String> {
@@ -144,8 +157,8 @@ impl Facts {
             self.walled.then_some(WALLED),
             self.verifier_blind.then_some(BLIND_VERIFIER),
             (self.token == TokenFact::Unverified).then_some(UNVERIFIED),
-            self.redis_down.then_some(REDIS_DOWN),
-            self.env_file_down.then_some(ENV_FILE_DOWN),
+            (self.redis == StoreFact::Failing).then_some(REDIS_DOWN),
+            (self.env_file == StoreFact::Failing).then_some(ENV_FILE_DOWN),
             self.silence.map(Silence::text),
         ];
         hints.into_iter().flatten().map(str::to_owned)
@@ -170,7 +183,7 @@ fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S
 
 #[cfg(test)]
 mod tests {
-    use super::{Facts, Readiness, TokenFact};
+    use super::{Facts, Readiness, StoreFact, TokenFact};
     use crate::hints::Silence;
     use crate::token::{Candidate, Published, Source, Timestamp, Token, TokenCache};
     use std::collections::HashSet;
@@ -212,8 +225,8 @@ mod tests {
         let trouble = [
             Facts { token: TokenFact::None, ..well },
             Facts { token: TokenFact::Unverified, ..well },
-            Facts { redis_down: true, ..well },
-            Facts { env_file_down: true, ..well },
+            Facts { redis: StoreFact::Failing, ..well },
+            Facts { env_file: StoreFact::Failing, ..well },
             Facts { verifier_blind: true, ..well },
             Facts { walled: true, ..well },
             Facts { silence: Some(Silence::Complete), ..well },
