@@ -20,7 +20,7 @@ use crate::config::{self, Config, ConfigError};
 use crate::hints::{FIRST_LOOK, Hints};
 use crate::metrics::Metrics;
 use crate::net::{ClientLimits, Dialer, Door, Egress, Resolver, Servers, Ways, Worker, Workers};
-use crate::proxy::{Memory, Origins, Proxy, ProxyError, Service, Settings};
+use crate::proxy::{Bounds, Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
 use crate::token::{Clock, EnvFile, RedisStore, Token, TokenCache};
@@ -419,6 +419,7 @@ impl Core {
             metrics: self.metrics,
             hints: self.hints,
             memory: Memory::new(config.limits.replay_memory),
+            bounds: Bounds::default(),
             release_held: release_held.clone(),
             settings: Settings {
                 authorization: config.authorization,

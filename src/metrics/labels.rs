@@ -61,11 +61,24 @@ pub enum Limit {
     HeadTime,
     /// `UPSTREAM_CONNECTIONS`: none came free in time.
     UpstreamConnections,
+    /// TLS handshakes of clients at once.
+    Handshakes,
+    /// Memory of all half heads together.
+    HeadMemory,
+    /// A client that rested too long between two requests.
+    ClientIdle,
+    /// A client that stopped giving the body of its request.
+    BodyStall,
+    /// An answer that stood still: the upstream gave none of it, or the client
+    /// took none.
+    AnswerStall,
+    /// A tunnel in which nothing moved.
+    TunnelIdle,
 }
 
 impl Limit {
     /// Every limit, in the order of its discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Held,
@@ -74,6 +87,12 @@ impl Limit {
         Self::HandshakeTime,
         Self::HeadTime,
         Self::UpstreamConnections,
+        Self::Handshakes,
+        Self::HeadMemory,
+        Self::ClientIdle,
+        Self::BodyStall,
+        Self::AnswerStall,
+        Self::TunnelIdle,
     ];
 
     /// The label's value.
@@ -88,6 +107,12 @@ impl Limit {
             Self::HandshakeTime => "handshake_time",
             Self::HeadTime => "head_time",
             Self::UpstreamConnections => "upstream_connections",
+            Self::Handshakes => "handshakes",
+            Self::HeadMemory => "head_memory",
+            Self::ClientIdle => "client_idle",
+            Self::BodyStall => "body_stall",
+            Self::AnswerStall => "answer_stall",
+            Self::TunnelIdle => "tunnel_idle",
         }
     }
 }

@@ -17,7 +17,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -25,6 +25,7 @@ use hyper_util::rt::TokioIo;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::{DialError, Dialer, Reach};
@@ -73,8 +74,21 @@ pub struct Upstream<B> {
     shard: Arc<Shard>,
 }
 
-struct Idle<B> {
+/// An open connection; ended when dropped, whatever it is still busy with.
+struct Connection<B> {
     sender: SendRequest<B>,
+    task: AbortOnDropHandle<()>,
+}
+
+impl<B> Connection<B> {
+    /// Lets a connection that is not busy end in order.
+    fn close(self) {
+        drop(self.task.detach());
+    }
+}
+
+struct Idle<B> {
+    connection: Connection<B>,
     since: Instant,
 }
 
@@ -107,14 +121,14 @@ where
         // The semaphore is never closed, so there always is a permit.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         self.shard.upstream_active(1);
-        Place { upstream: Rc::clone(self), sender: None, _permit: permit }
+        Place { upstream: Rc::clone(self), connection: None, _permit: permit }
     }
 
     /// Closes connections that have been idle for too long.
     pub fn close_idle(&self) {
         let mut idle = self.idle.borrow_mut();
         let before = idle.len();
-        idle.retain(Idle::is_usable);
+        idle.extract_if(.., |idle| !idle.is_usable()).for_each(|idle| idle.connection.close());
         self.shard.upstream_idle(count(idle.len()) - count(before));
     }
 
@@ -124,23 +138,25 @@ where
         Rc::strong_count(self) == 1 && self.idle.borrow().is_empty()
     }
 
-    async fn take_idle(&self) -> Option<SendRequest<B>> {
+    async fn take_idle(&self) -> Option<Connection<B>> {
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
             self.shard.upstream_idle(-1);
             if !idle.is_usable() {
+                idle.connection.close();
                 continue;
             }
             // Just after an answer the connection's task may not have run yet.
-            let ready = idle.sender.is_ready()
-                || matches!(timeout(READY_LIMIT, idle.sender.ready()).await, Ok(Ok(())));
+            let sender = &mut idle.connection.sender;
+            let ready = sender.is_ready()
+                || matches!(timeout(READY_LIMIT, sender.ready()).await, Ok(Ok(())));
             if ready {
-                return Some(idle.sender);
+                return Some(idle.connection);
             }
         }
     }
 
-    async fn open(&self) -> Result<SendRequest<B>, SendError> {
+    async fn open(&self) -> Result<Connection<B>, SendError> {
         let UpstreamKey { host, port, tls, reach } = &self.key;
         let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
         let (sender, connection) = http1::Builder::new()
@@ -148,17 +164,17 @@ where
             .max_headers(MAX_FIELDS)
             .handshake(TokioIo::new(stream))
             .await?;
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
+        let task = tokio::task::spawn_local(async move {
+            if let Err(error) = connection.with_upgrades().await {
                 debug!(%error, "upstream connection ended");
             }
         });
-        Ok(sender)
+        Ok(Connection { sender, task: AbortOnDropHandle::new(task) })
     }
 
-    fn put_back(&self, sender: SendRequest<B>) {
-        if !sender.is_closed() {
-            self.idle.borrow_mut().push(Idle { sender, since: Instant::now() });
+    fn put_back(&self, connection: Connection<B>) {
+        if !connection.sender.is_closed() {
+            self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
             self.shard.upstream_idle(1);
         }
     }
@@ -166,7 +182,7 @@ where
 
 impl<B> Idle<B> {
     fn is_usable(&self) -> bool {
-        !self.sender.is_closed() && self.since.elapsed() < IDLE_LIMIT
+        !self.connection.sender.is_closed() && self.since.elapsed() < IDLE_LIMIT
     }
 }
 
@@ -174,7 +190,7 @@ impl<B> Idle<B> {
 /// closes that connection.
 pub struct Place<B> {
     upstream: Rc<Upstream<B>>,
-    sender: Option<SendRequest<B>>,
+    connection: Option<Connection<B>>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -195,14 +211,14 @@ where
         mut request: Request<B>,
     ) -> Result<Response<PooledBody<B>>, SendError> {
         loop {
-            let (mut sender, reused) = match self.upstream.take_idle().await {
-                Some(sender) => (sender, true),
+            let (mut connection, reused) = match self.upstream.take_idle().await {
+                Some(connection) => (connection, true),
                 None => (self.upstream.open().await?, false),
             };
-            match sender.try_send_request(request).await {
+            match connection.sender.try_send_request(request).await {
                 Ok(response) => {
-                    self.sender = Some(sender);
-                    return Ok(response.map(|body| PooledBody::new(body, self)));
+                    self.connection = Some(connection);
+                    return Ok(PooledBody::of(response, self));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if reused => request = unsent,
@@ -234,10 +250,21 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    fn new(body: Incoming, place: Place<B>) -> Self {
-        let mut pooled = Self { body, place: Some(place) };
-        pooled.release_at_end();
-        pooled
+    fn of(response: Response<Incoming>, place: Place<B>) -> Response<Self> {
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        response.map(|body| {
+            let mut pooled = Self { body, place: Some(place) };
+            if !switches {
+                pooled.release_at_end();
+            }
+            pooled
+        })
+    }
+
+    /// The place of a connection that has become another protocol's.
+    #[must_use]
+    pub fn into_place(self) -> Option<Place<B>> {
+        self.place
     }
 
     fn release_at_end(&mut self) {
@@ -248,9 +275,9 @@ where
 
     fn release(&mut self) {
         if let Some(mut place) = self.place.take()
-            && let Some(sender) = place.sender.take()
+            && let Some(connection) = place.connection.take()
         {
-            place.upstream.put_back(sender);
+            place.upstream.put_back(connection);
         }
     }
 }

@@ -92,12 +92,24 @@ pub enum ProxyError {
     /// The upstream's connection broke, or it does not speak HTTP.
     #[error("the upstream broke off or sent what is no HTTP: {0}")]
     Protocol(hyper::Error),
+    /// The upstream's answer has a transfer coding that is not `chunked`.
+    #[error("the upstream answered in a transfer coding other than chunked")]
+    UnknownAnswerCoding,
     /// The upstream switched protocols although nobody asked it to.
     #[error("the upstream switched protocols unasked")]
     UnexpectedUpgrade,
-    /// The client broke off its own body.
-    #[error("the request body ended early")]
+    /// The client's fault: the target alone is too long.
+    #[error("the target has more than {limit} bytes")]
+    TargetTooLong {
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The client broke off its own body, or it is no valid one.
+    #[error("the request body ended early or is malformed")]
     ClientBody,
+    /// The client stopped giving its own body.
+    #[error("no more of the request body came within {}", humantime::format_duration(*.0))]
+    ClientStalled(Duration),
     /// No response head within `UPSTREAM_TIMEOUT`.
     #[error("no answer from the upstream within {}", humantime::format_duration(*.0))]
     UpstreamTimeout(Duration),
@@ -185,7 +197,7 @@ impl ProxyError {
             | Self::TooManyConnections
             | Self::UpstreamBusy(_)
             | Self::Draining => self.waiting_face(),
-            Self::Protocol(_) | Self::UnexpectedUpgrade => face(
+            Self::Protocol(_) | Self::UnknownAnswerCoding | Self::UnexpectedUpgrade => face(
                 StatusCode::BAD_GATEWAY,
                 "upstream_protocol",
                 "http_protocol_error",
@@ -209,6 +221,18 @@ impl ProxyError {
                 "header_too_large",
                 "http_request_error",
                 "Send fewer or smaller fields; cookies, mostly.",
+            ),
+            Self::TargetTooLong { .. } => face(
+                StatusCode::URI_TOO_LONG,
+                "header_too_large",
+                "http_request_error",
+                "Put long values into the body.",
+            ),
+            Self::ClientStalled(_) => face(
+                StatusCode::REQUEST_TIMEOUT,
+                "bad_request",
+                "http_request_error",
+                "Send the whole body; UPSTREAM_TIMEOUT sets the limit of a pause.",
             ),
             Self::Misdirected => face(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -311,7 +335,12 @@ impl ProxyError {
                 add_retry_after(headers, Duration::from_secs(1));
             }
             // The rest of such a message cannot be trusted to be framed.
-            Self::BadRequest(_) | Self::UnknownCoding | Self::HeaderTooLarge { .. } => {
+            Self::BadRequest(_)
+            | Self::UnknownCoding
+            | Self::HeaderTooLarge { .. }
+            | Self::TargetTooLong { .. }
+            | Self::ClientBody
+            | Self::ClientStalled(_) => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

@@ -1,25 +1,32 @@
 //! One request to its upstream: with the token, held when that is refused or
 //! the anti-bot wall is in the way, sent once more with the next one.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
+use hyper::ext::on_informational;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
 use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
 use super::error::{PassedOn, ProxyError, mark_passed_on};
-use super::headers::{Rewrite, for_client, for_upstream};
+use super::headers::{
+    Rewrite, expects_continue, for_client, for_switching_client, for_upstream, is_coding_known,
+    switches_to_websocket,
+};
 use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
-use super::service::{Answer, Service};
+use super::service::{Answer, ClientConnection, Next, Service};
+use super::tunnel::Switched;
 use super::{Proxy, Settings};
 use crate::hints::Hint;
 use crate::metrics::{Limit, ReplayOutcome};
@@ -29,6 +36,10 @@ use crate::token::Published;
 
 /// Bytes of a refusal that are kept during a hold, so that its connection is free.
 const KEPT_ANSWER: usize = 64 * 1024;
+
+/// How long a client that waits to be asked for its body waits for the upstream
+/// to ask (RFC 9110 §10.1.1: not indefinitely).
+const CONTINUE_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where a request goes, and how.
 pub(super) struct Outbound<'a> {
@@ -62,30 +73,51 @@ impl Service {
         &self,
         request: Request<Incoming>,
         to: Outbound<'_>,
-        client: SocketAddr,
+        client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let proxy = &*self.proxy;
         let credentials = if to.with_token {
-            credentials_of(&parts.headers, proxy, client)
+            credentials_of(&parts.headers, proxy, client.address.ip())
         } else {
             Credentials::Keep
         };
         let keep = if credentials == Credentials::Keep { 0 } else { proxy.settings.replay_body };
         let body = Replay::new(body, keep, &proxy.memory);
+        let waiting = expectant(&parts).then(|| body.clone());
+        let upgrade = upgrade_of(&mut parts);
         let deadline = Deadline::default();
-        Exchange { proxy, to, parts, body, credentials, deadline }.run().await
+        let exchange = Exchange { proxy, to, parts, body, credentials, upgrade, client, deadline };
+        let mut answer = exchange.run().await?;
+        if let Some(body) = waiting.filter(Replay::is_untouched) {
+            // Whether the client sends its body all the same cannot be known.
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            body.abandon();
+        }
+        Ok(answer)
     }
 }
 
-fn credentials_of(headers: &HeaderMap, proxy: &Proxy, client: SocketAddr) -> Credentials {
+/// Whether the client waits to be asked for its body.
+fn expectant(parts: &Parts) -> bool {
+    parts.version == Version::HTTP_11 && expects_continue(&parts.headers)
+}
+
+/// The way to the client's connection, if the request asks for WebSocket.
+fn upgrade_of(parts: &mut Parts) -> Option<OnUpgrade> {
+    // hyper has put it there where the connection may be had.
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    upgrade.filter(|_| parts.method == Method::GET && switches_to_websocket(&parts.headers))
+}
+
+fn credentials_of(headers: &HeaderMap, proxy: &Proxy, client: IpAddr) -> Credentials {
     let Settings { authorization, token_cookies, .. } = &proxy.settings;
     // Only where a personal one may stay is the client's own token read.
     let own = authorization
         .keep_personal
         .then(|| OwnToken::of(headers, token_cookies, proxy.clock.now()));
     if let Some(OwnToken::Expired { personal }) = own {
-        proxy.hints.tell(&Hint::stale(client.ip(), personal));
+        proxy.hints.tell(&Hint::stale(client, personal));
     }
     let add = authorization.always;
     if own == Some(OwnToken::Personal) {
@@ -105,13 +137,17 @@ struct Exchange<'a> {
     parts: Parts,
     body: Replay,
     credentials: Credentials,
+    /// The client's side of a switch to WebSocket, if that was asked for.
+    upgrade: Option<OnUpgrade>,
+    client: &'a ClientConnection,
     deadline: Deadline,
 }
 
 impl Exchange<'_> {
     async fn run(mut self) -> Result<Answer, ProxyError> {
         if self.credentials == Credentials::Keep {
-            return Ok(streaming(self.send(None).await?));
+            let answer = self.send(None).await?;
+            return Ok(self.deliver(answer));
         }
         if self.to.observed {
             return self.observe().await;
@@ -124,16 +160,17 @@ impl Exchange<'_> {
             return self.recover(answer, refusal).await;
         }
         self.confirm(&used, answer.status());
-        Ok(streaming(answer))
+        Ok(self.deliver(answer))
     }
 
     /// One sending with the token as it is. Whatever comes is the client's answer.
-    async fn observe(&self) -> Result<Answer, ProxyError> {
+    async fn observe(self) -> Result<Answer, ProxyError> {
         let Some(current) = self.current() else {
             let retry_after = self.proxy.refresher.retry_after();
             return Err(ProxyError::NoToken { retry_after });
         };
-        Ok(streaming(self.send(Some(&current)).await?))
+        let answer = self.send(Some(&current)).await?;
+        Ok(self.deliver(answer))
     }
 
     /// The current token, if it lives.
@@ -187,7 +224,7 @@ impl Exchange<'_> {
     }
 
     /// The second sending. Whatever comes is the client's answer.
-    async fn replay(&self, next: &Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
+    async fn replay(self, next: &Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
         let sent_at = Instant::now();
         let answer = self.send(Some(next)).await;
         let answer = answer.inspect_err(|_| self.proxy.metrics.replay(ReplayOutcome::Failed))?;
@@ -201,7 +238,7 @@ impl Exchange<'_> {
             self.confirm(next, answer.status());
             self.proxy.metrics.replay(ReplayOutcome::Answered);
         }
-        Ok(streaming(answer))
+        Ok(self.deliver(answer))
     }
 
     /// Sends the request and waits for the answer's head. A client that is
@@ -218,11 +255,15 @@ impl Exchange<'_> {
         loop {
             tokio::select! {
                 biased;
-                answer = send.as_mut() => return expect_answer(answer?),
+                answer = send.as_mut() => return self.expect_answer(answer?),
                 () = sleep_until(quiet_since + limit) => {}
             }
             match self.body.progress() {
                 Some(progress) if progress > quiet_since => quiet_since = progress,
+                _ if self.body.is_owed() => {
+                    self.proxy.metrics.limited(Limit::BodyStall);
+                    return Err(ProxyError::ClientStalled(limit));
+                }
                 _ => return Err(ProxyError::UpstreamTimeout(limit)),
             }
         }
@@ -230,18 +271,20 @@ impl Exchange<'_> {
 
     /// The request as the upstream gets it.
     fn request(&self, with: Option<&Published>) -> Request<ReplayBody> {
+        let expect = !expects_continue(&self.parts.headers)
+            || (expectant(&self.parts) && self.body.is_untouched());
         let mut request = Request::new(self.body.body());
         let uri = &self.parts.uri;
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = if uri.scheme().is_some() { origin_form(uri) } else { uri.clone() };
         *request.version_mut() = Version::HTTP_11;
-        *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(with));
+        *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(with, expect));
         // hyper keeps the spelling of field names there.
         *request.extensions_mut() = self.parts.extensions.clone();
-        request
+        if expect && expectant(&self.parts) { when_asked_for(request) } else { request }
     }
 
-    fn rewrite<'b>(&'b self, with: Option<&'b Published>) -> Rewrite<'b> {
+    fn rewrite<'b>(&'b self, with: Option<&'b Published>, expect: bool) -> Rewrite<'b> {
         let settings = &self.proxy.settings;
         let keeps = settings.authorization.keep_personal;
         Rewrite {
@@ -253,6 +296,8 @@ impl Exchange<'_> {
                 keep_personal_at: keeps.then(|| self.proxy.clock.now()),
             },
             host: self.to.host,
+            expect,
+            upgrade: self.upgrade.is_some(),
         }
     }
 
@@ -269,6 +314,36 @@ impl Exchange<'_> {
         if !used.is_verified() && status.is_success() {
             self.proxy.refresher.confirm(used.generation, self.endpoint());
         }
+    }
+
+    fn expect_answer(
+        &self,
+        answer: Response<UpstreamBody>,
+    ) -> Result<Response<UpstreamBody>, ProxyError> {
+        let headers = answer.headers();
+        let agreed = self.upgrade.is_some() && switches_to_websocket(headers);
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS && !agreed {
+            return Err(ProxyError::UnexpectedUpgrade);
+        }
+        if !is_coding_known(headers) {
+            return Err(ProxyError::UnknownAnswerCoding);
+        }
+        Ok(answer)
+    }
+
+    /// The upstream's answer, for the client; a switch of protocols begins when
+    /// it is out.
+    fn deliver(self, mut answer: Response<UpstreamBody>) -> Answer {
+        let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (self.upgrade, answer.status())
+        else {
+            return Refused::unread(answer).into_answer();
+        };
+        let upstream = hyper::upgrade::on(&mut answer);
+        let (mut parts, body) = answer.into_parts();
+        parts.headers = for_switching_client(parts.headers);
+        let switched = Switched { upstream, place: body.into_place() };
+        self.client.becomes(client, Next::Switched(switched));
+        Response::from_parts(parts, AnswerBody::made(""))
     }
 
     fn not_replayable(&self, refused: Refused) -> Answer {
@@ -326,14 +401,19 @@ fn is_html(headers: &HeaderMap) -> bool {
     ["text/html", "application/xhtml+xml"].iter().any(|html| kind.eq_ignore_ascii_case(html))
 }
 
-/// The upstream's answer, for the client.
-fn streaming(answer: Response<UpstreamBody>) -> Answer {
-    Refused::unread(answer).into_answer()
-}
-
-fn expect_answer(answer: Response<UpstreamBody>) -> Result<Response<UpstreamBody>, ProxyError> {
-    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(ProxyError::UnexpectedUpgrade);
-    }
-    Ok(answer)
+/// The same request, whose body the client is asked for when the upstream asks
+/// for it, or has said nothing for a while.
+fn when_asked_for(request: Request<ReplayBody>) -> Request<ReplayBody> {
+    let asked = Arc::new(Notify::new());
+    let invitation = {
+        let asked = Arc::clone(&asked);
+        async move { drop(timeout(CONTINUE_LIMIT, asked.notified()).await) }
+    };
+    let mut request = request.map(|body| body.after(invitation));
+    on_informational(&mut request, move |interim| {
+        if interim.status() == StatusCode::CONTINUE {
+            asked.notify_one();
+        }
+    });
+    request
 }

@@ -17,12 +17,15 @@ const MAX_FIELDS: usize = 100;
 /// Bytes of a head: its target and all its fields.
 const MAX_HEAD: usize = 64 * 1024;
 
+/// Bytes of a target.
+const MAX_TARGET: usize = 32 * 1024;
+
 /// Passes a request that is safe to forward.
 ///
 /// # Errors
 ///
-/// [`ProxyError::BadRequest`], [`ProxyError::UnknownCoding`] or
-/// [`ProxyError::HeaderTooLarge`].
+/// [`ProxyError::BadRequest`], [`ProxyError::UnknownCoding`],
+/// [`ProxyError::HeaderTooLarge`] or [`ProxyError::TargetTooLong`].
 pub(super) fn check(parts: &Parts) -> Result<(), ProxyError> {
     check_size(parts)?;
     check_framing(parts)?;
@@ -32,6 +35,9 @@ pub(super) fn check(parts: &Parts) -> Result<(), ProxyError> {
 
 fn check_size(parts: &Parts) -> Result<(), ProxyError> {
     let target = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    if target > MAX_TARGET {
+        return Err(ProxyError::TargetTooLong { limit: MAX_TARGET });
+    }
     let fields: usize =
         parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if parts.headers.len() > MAX_FIELDS || target + fields > MAX_HEAD {
@@ -203,7 +209,10 @@ mod tests {
         check_one(many(99), 200);
         check_one(many(100), 431);
         check_one(with_host().header("x", "y".repeat(64 * 1024)), 431);
-        let long = format!("/{}", "x".repeat(40_000));
-        check_one(Request::get(long).header(HOST, "h").header("x", "y".repeat(40_000)), 431);
+        let target = |length: usize| format!("/{}", "x".repeat(length - 1));
+        check_one(Request::get(target(MAX_TARGET)).header(HOST, "h"), 200);
+        check_one(Request::get(target(MAX_TARGET + 1)).header(HOST, "h"), 414);
+        let long = Request::get(target(MAX_TARGET)).header(HOST, "h");
+        check_one(long.header("x", "y".repeat(40_000)), 431);
     }
 }

@@ -5,139 +5,284 @@
 //! client that is broken or up to something, so both are refused here: the
 //! bytes are looked at on their way to hyper.
 //!
-//! A head that comes in one read with an earlier request (pipelining) is not
-//! looked at. It is read as hyper reads it, which is safe, too.
-//!
-//! The same look tells when a head was begun, so that one that does not end
-//! can be given up.
+//! hyper gets one message at a time, so that each head is looked at: what
+//! came with an earlier request (pipelining) waits here for its answer. Only
+//! what follows a chunked body in the same read is not looked at; it is read
+//! as hyper reads it, which is safe, too.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use memchr::memmem;
-use tokio::io::AsyncRead;
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
-use tokio_util::io::InspectReader;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::error::ProxyError;
+use super::replay::{Memory, Reserved};
+use super::watch::Watch;
 
 /// The largest head that is looked at; the gate refuses larger ones.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Longest time from the first byte of a head to its last.
-const HEAD_LIMIT: Duration = Duration::from_secs(10);
+/// A half head lies here and in hyper's own buffer.
+const COPIES: usize = 2;
 
-const PLAIN: u8 = 0;
-const FRAGMENT: u8 = 1;
-const TWO_LENGTHS: u8 = 2;
-
-/// A client's stream whose heads are looked at.
-pub(super) type Inspected<I> = InspectReader<I, Box<dyn FnMut(&[u8]) + Send>>;
-
-/// What was seen of the head that comes next. Used by one thread at a time.
-#[derive(Default)]
-pub(super) struct HeadWatch {
-    /// Inside a message: what is read is no head.
-    busy: AtomicBool,
-    seen: AtomicU8,
-    /// The beginning of a head that comes in several reads.
-    partial: Mutex<Partial>,
-    begun: Notify,
-    /// Told of a head that was parsed, and keeps that until it is asked.
-    parsed: Notify,
+/// What is odd about a head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+enum Oddity {
+    #[default]
+    None,
+    Fragment,
+    TwoLengths,
 }
 
+/// What the service tells the stream, and the other way. Used by one thread;
+/// atomics since hyper wants it to be `Send`.
 #[derive(Default)]
-struct Partial {
-    bytes: Vec<u8>,
-    since: Option<Instant>,
+pub(super) struct HeadWatch {
+    /// Amid a message: what comes after its body is not wanted yet.
+    busy: AtomicBool,
+    seen: AtomicU8,
+    reader: AtomicWaker,
 }
 
 impl HeadWatch {
-    /// `stream`, looked at.
-    pub(super) fn inspect<I: AsyncRead>(self: &Arc<Self>, stream: I) -> Inspected<I> {
-        let watch = Arc::clone(self);
-        InspectReader::new(stream, Box::new(move |bytes: &[u8]| watch.look(bytes)))
-    }
-
-    /// The head was parsed: says what was odd about it, and looks away until
-    /// [`HeadWatch::await_head`].
+    /// The head was parsed: says what was odd about it.
     pub(super) fn take(&self) -> Result<(), ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
-        *self.partial() = Partial::default();
-        self.parsed.notify_one();
-        match self.seen.swap(PLAIN, Ordering::Relaxed) {
-            FRAGMENT => Err(ProxyError::BadRequest("the target has a fragment")),
-            TWO_LENGTHS => Err(ProxyError::BadRequest(
-                "Content-Length and Transfer-Encoding exclude each other",
-            )),
-            _ => Ok(()),
+        let seen = self.seen.swap(Oddity::None as u8, Ordering::Relaxed);
+        if seen == Oddity::Fragment as u8 {
+            Err(ProxyError::BadRequest("the target has a fragment"))
+        } else if seen == Oddity::TwoLengths as u8 {
+            Err(ProxyError::BadRequest("Content-Length and Transfer-Encoding exclude each other"))
+        } else {
+            Ok(())
         }
     }
 
-    /// The answer is on its way: what comes now is the next head.
+    /// The answer is on its way: what comes now is the next head. Not to be
+    /// called where the connection becomes another protocol's.
     pub(super) fn await_head(&self) {
         self.busy.store(false, Ordering::Relaxed);
+        self.reader.wake();
     }
 
-    /// Ends when a head has been parsed, at once where that was before. To be
-    /// asked once.
-    pub(super) async fn first_head(&self) {
-        self.parsed.notified().await;
-    }
-
-    /// Ends when a head was begun and has not come whole within its time.
-    pub(super) async fn overdue(&self) {
-        loop {
-            self.begun.notified().await;
-            sleep(HEAD_LIMIT).await;
-            if self.partial().since.is_some_and(|since| since.elapsed() >= HEAD_LIMIT) {
-                return;
-            }
-        }
-    }
-
-    fn look(&self, bytes: &[u8]) {
-        if self.busy.load(Ordering::Relaxed) || bytes.is_empty() {
-            return;
-        }
-        let mut partial = self.partial();
-        if partial.bytes.is_empty() {
-            if let Some(end) = end_of_head(bytes) {
-                return self.judge(&bytes[..end]);
-            }
-            if !may_begin_a_head(bytes) {
-                return;
-            }
-            partial.since = Some(Instant::now());
-            self.begun.notify_one();
-        }
-        partial.bytes.extend_from_slice(bytes);
-        let end = end_of_head(&partial.bytes);
-        if let Some(end) = end {
-            self.judge(&partial.bytes[..end]);
-        }
-        if end.is_some() || partial.bytes.len() > MAX_HEAD {
-            self.busy.store(true, Ordering::Relaxed);
-            *partial = Partial::default();
-        }
-    }
-
-    fn partial(&self) -> MutexGuard<'_, Partial> {
-        self.partial.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn judge(&self, head: &[u8]) {
-        self.busy.store(true, Ordering::Relaxed);
-        self.seen.store(oddity(head), Ordering::Relaxed);
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed)
     }
 }
 
-/// Where the fields end; lines may end in a bare LF (RFC 9112 §2.2).
+/// A client's stream whose heads are looked at.
+pub(super) struct Inspected<I> {
+    stream: I,
+    head: Arc<HeadWatch>,
+    watch: Arc<Watch>,
+    due: Due,
+    /// The beginning of a head that comes in several reads.
+    partial: Vec<u8>,
+    reserved: Reserved,
+    /// Read together with an earlier message.
+    early: Bytes,
+}
+
+/// What the next bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Head,
+    /// So many bytes of a body.
+    Body(u64),
+    /// A body whose end is not known here, or another protocol.
+    Anything,
+}
+
+impl<I> Inspected<I> {
+    /// `stream`, looked at; half heads take `memory`.
+    pub(super) fn new(
+        stream: I,
+        head: &Arc<HeadWatch>,
+        watch: &Arc<Watch>,
+        memory: &Memory,
+    ) -> Self {
+        Self {
+            stream,
+            head: Arc::clone(head),
+            watch: Arc::clone(watch),
+            due: Due::Head,
+            partial: Vec::new(),
+            reserved: memory.reserve_none(),
+            early: Bytes::new(),
+        }
+    }
+
+    /// The stream itself, for another protocol.
+    pub(super) fn into_inner(self) -> I {
+        self.stream
+    }
+
+    /// Looks at `bytes`, and says how many of them hyper may have now.
+    fn look(&mut self, bytes: &[u8]) -> usize {
+        if self.due == Due::Anything {
+            if self.head.is_busy() {
+                return bytes.len();
+            }
+            self.due = Due::Head;
+        }
+        let mut passed = 0;
+        if let Due::Body(left) = &mut self.due {
+            passed = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+            *left -= passed as u64;
+        }
+        let rest = &bytes[passed..];
+        if rest.is_empty() || self.head.is_busy() {
+            return passed;
+        }
+        self.due = Due::Head;
+        passed + self.look_at_head(rest)
+    }
+
+    fn look_at_head(&mut self, bytes: &[u8]) -> usize {
+        let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        if self.partial.is_empty() {
+            let bytes = &bytes[blank..];
+            if let Some(end) = end_of_head(bytes) {
+                self.judge(&bytes[..end]);
+                return blank + end + self.look(&bytes[end..]);
+            }
+            if may_begin_a_head(bytes) {
+                self.watch.head_begun();
+                self.keep(bytes);
+            }
+            return blank + bytes.len();
+        }
+        let known = self.partial.len();
+        self.keep(bytes);
+        let Some(end) = end_of_head(&self.partial) else {
+            if self.partial.len() > MAX_HEAD {
+                self.let_go(); // hyper refuses it.
+                self.due = Due::Anything;
+                self.head.busy.store(true, Ordering::Relaxed);
+            }
+            return bytes.len();
+        };
+        let head = std::mem::take(&mut self.partial);
+        self.judge(&head[..end]);
+        self.let_go();
+        let used = end - known;
+        used + self.look(&bytes[used..])
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        if !self.reserved.grow(COPIES * bytes.len()) {
+            self.watch.head_is_crowded_out();
+        }
+        self.partial.extend_from_slice(bytes);
+    }
+
+    fn let_go(&mut self) {
+        self.partial = Vec::new();
+        self.reserved.release();
+    }
+
+    fn judge(&mut self, head: &[u8]) {
+        let (oddity, due) = judge(head);
+        self.due = due;
+        self.head.busy.store(true, Ordering::Relaxed);
+        self.head.seen.store(oddity as u8, Ordering::Relaxed);
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        if this.early.is_empty() {
+            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        } else if this.head.is_busy() {
+            this.head.reader.register(cx.waker());
+            return Poll::Pending;
+        } else {
+            let count = this.early.len().min(buf.remaining());
+            buf.put_slice(&this.early[..count]);
+            this.early.advance(count);
+        }
+        let read = &buf.filled()[before..];
+        if read.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let passed = this.look(read);
+        if passed < read.len() {
+            this.early = [&read[passed..], &this.early].concat().into();
+            buf.set_filled(before + passed);
+        }
+        if passed == 0 {
+            // Nothing, not even the end, is what hyper may know of now.
+            this.head.reader.register(cx.waker());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Inspected<I> {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(_)) => self.watch.taken(),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.watch.not_taken(),
+        }
+        written
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.note(written)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Where the head ends, its empty line included; lines may end in a bare LF
+/// (RFC 9112 §2.2).
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    memmem::find(bytes, b"\n\r\n").into_iter().chain(memmem::find(bytes, b"\n\n")).min()
+    let crlf = memmem::find(bytes, b"\n\r\n").map(|at| at + 3);
+    let lf = memmem::find(bytes, b"\n\n").map(|at| at + 2);
+    crlf.into_iter().chain(lf).min()
 }
 
 /// Whether this may be the beginning of a method. The rest of an earlier
@@ -145,101 +290,192 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 fn may_begin_a_head(bytes: &[u8]) -> bool {
     let method =
         bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
-    method == bytes.len() || (method > 0 && bytes[method] == b' ')
+    method > 0 && (method == bytes.len() || bytes[method] == b' ')
 }
 
-fn oddity(head: &[u8]) -> u8 {
+/// What is odd about `head`, and what follows it.
+fn judge(head: &[u8]) -> (Oddity, Due) {
     let mut lines = head.split(|byte| *byte == b'\n');
     let request_line = lines.next().unwrap_or_default().trim_ascii_end();
     if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
-        return PLAIN; // The rest of something else.
+        return (Oddity::None, Due::Anything); // The rest of something else.
     }
-    if memchr::memchr(b'#', request_line).is_some() {
-        return FRAGMENT;
-    }
-    let (mut length, mut coding) = (false, false);
+    let (mut length, mut coding) = (None, false);
+    let mut other_protocol = request_line.starts_with(b"CONNECT ");
     for line in lines {
-        length |= has_name(line, b"content-length:");
-        coding |= has_name(line, b"transfer-encoding:");
+        if let Some(value) = value_of(line, b"content-length:") {
+            length = Some(value);
+        }
+        coding |= value_of(line, b"transfer-encoding:").is_some();
+        other_protocol |= value_of(line, b"upgrade:").is_some();
     }
-    if length && coding { TWO_LENGTHS } else { PLAIN }
+    let oddity = if memchr::memchr(b'#', request_line).is_some() {
+        Oddity::Fragment
+    } else if length.is_some() && coding {
+        Oddity::TwoLengths
+    } else {
+        Oddity::None
+    };
+    let body = match length {
+        None => Some(0),
+        Some(value) => str::from_utf8(value).ok().and_then(|value| value.parse().ok()),
+    };
+    let body = body.filter(|_| !coding && !other_protocol);
+    (oddity, body.map_or(Due::Anything, Due::Body))
 }
 
-fn has_name(line: &[u8], name: &[u8]) -> bool {
-    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+/// The value of the field `name` (with its colon), if that is what `line` has.
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use tokio::io::AsyncReadExt;
 
-    fn check(reads: &[&str], odd: bool) {
-        let watch = HeadWatch::default();
-        for read in reads {
-            watch.look(read.as_bytes());
-        }
-        assert_eq!(watch.take().is_err(), odd, "{reads:?}");
+    use super::*;
+    use crate::proxy::watch::Watches;
+
+    struct Stage {
+        head: Arc<HeadWatch>,
+        watch: Arc<Watch>,
+        stream: Inspected<tokio_test_io::Reads>,
     }
 
-    #[test]
-    fn odd_heads_are_seen_however_they_are_cut() {
-        check(&["GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n"], true);
-        check(&["GET /a", "#b HTTP/1.1\r\nHost: x\r\n", "\r\n"], true);
+    /// A stream that gives what it was told, read by read, and then waits.
+    mod tokio_test_io {
+        use super::*;
+        use std::collections::VecDeque;
+
+        pub(super) struct Reads(pub(super) VecDeque<Vec<u8>>);
+
+        impl AsyncRead for Reads {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                let Some(read) = self.get_mut().0.pop_front() else {
+                    return Poll::Pending;
+                };
+                buf.put_slice(&read);
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+
+    impl Stage {
+        fn new(reads: &[&str], memory: usize) -> Self {
+            let (head, watch) = (Arc::default(), Watches::default().open());
+            let reads = reads.iter().map(|read| read.as_bytes().to_vec()).collect();
+            let reads = tokio_test_io::Reads(reads);
+            let stream = Inspected::new(reads, &head, &watch, &Memory::new(memory));
+            Self { head, watch, stream }
+        }
+
+        /// All that hyper may have by now.
+        async fn read(&mut self) -> String {
+            let mut all = Vec::new();
+            let mut buf = [0; 4096];
+            while let Some(read) = poll_once(self.stream.read(&mut buf)).await {
+                all.extend_from_slice(&buf[..read.unwrap()]);
+            }
+            String::from_utf8(all).unwrap()
+        }
+    }
+
+    async fn poll_once<T>(future: impl Future<Output = T>) -> Option<T> {
+        futures_util::future::poll_immediate(future).await
+    }
+
+    async fn check(reads: &[&str], odd: bool) {
+        let mut stage = Stage::new(reads, 1 << 20);
+        stage.read().await;
+        assert_eq!(stage.head.take().is_err(), odd, "{reads:?}");
+    }
+
+    #[tokio::test]
+    async fn odd_heads_are_seen_however_they_are_cut() {
+        check(&["GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n"], true).await;
+        check(&["GET /a", "#b HTTP/1.1\r\nHost: x\r\n", "\r\n"], true).await;
         check(
             &["POST / HTTP/1.1\r\ncontent-LENGTH: 1\r\nTransfer-Encoding: chunked\r\n\r\n"],
             true,
-        );
+        )
+        .await;
         check(
             &["POST / HTTP/1.1\r\nContent-Len", "gth: 1\r\nTransfer-Encoding: chunked\r\n\r", "\n"],
             true,
-        );
+        )
+        .await;
+        check(&["\r\n\r\nGET /a#b HTTP/1.1\r\n\r\n"], true).await;
+        check(&["\r\n", "\r\n", "GET /a#b HTTP/1.1\r\n\r\n"], true).await;
     }
 
-    #[test]
-    fn usual_heads_and_bodies_are_not_odd() {
-        check(&["GET /a HTTP/1.1\r\nHost: x\r\nReferer: http://x/#a\r\n\r\n"], false);
+    #[tokio::test]
+    async fn usual_heads_and_bodies_are_not_odd() {
+        check(&["GET /a HTTP/1.1\r\nHost: x\r\nReferer: http://x/#a\r\n\r\n"], false).await;
         check(
             &[
-                "POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nGET /#a\r\nTransfer-Encoding: a\r\n\r\n",
+                "POST / HTTP/1.1\r\nContent-Length: 34\r\n\r\nGET /#a\r\nTransfer-Encoding: a\r\n\r\n",
             ],
             false,
-        );
-        check(&["POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", "GET /#a HTTP/1.1\r\n\r\n"], false);
+        )
+        .await;
+        check(&["POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n", "GET /#a HTTP/1.1\r\n\r\n"], false)
+            .await;
     }
 
-    #[test]
-    fn bare_line_feeds_end_lines_too() {
-        check(&["GET /a#b HTTP/1.1\nHost: x\n\n"], true);
-        check(&["GET /a HTTP/1.1\nContent-Length: 0\n\n"], false);
+    #[tokio::test]
+    async fn bare_line_feeds_end_lines_too() {
+        check(&["GET /a#b HTTP/1.1\nHost: x\n\n"], true).await;
+        check(&["GET /a HTTP/1.1\nContent-Length: 0\n\n"], false).await;
     }
 
-    #[test]
-    fn the_rest_of_a_pipelined_head_is_no_head() {
-        check(&["rer: http://x/#frag\r\n\r\n"], false);
-        check(&["{\"a\": 1}", "GET /a#b HTTP/1.1\r\n\r\n"], true);
+    #[tokio::test]
+    async fn the_rest_of_a_pipelined_head_is_no_head() {
+        check(&["rer: http://x/#frag\r\n\r\n"], false).await;
+        check(&["{\"a\": 1}", "GET /a#b HTTP/1.1\r\n\r\n"], true).await;
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn only_a_head_that_does_not_end_is_overdue() {
-        let watch = HeadWatch::default();
-        watch.look(b"GET /a HTTP/1.1\r\nHost:");
-        watch.look(b" x\r\n\r\n");
-        assert!(watch.take().is_ok());
-        assert!(tokio::time::timeout(HEAD_LIMIT * 9, watch.overdue()).await.is_err());
-        watch.await_head();
-        watch.look(b"GET /a HTTP");
-        let began = Instant::now();
-        watch.overdue().await;
-        assert!(began.elapsed() >= HEAD_LIMIT && began.elapsed() < HEAD_LIMIT * 3);
+    #[tokio::test]
+    async fn each_pipelined_head_is_looked_at_in_its_turn() {
+        const FIRST: &str = "POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody";
+        const SECOND: &str = "GET /a#b HTTP/1.1\r\n\r\n";
+        const THIRD: &str = "GET /c HTTP/1.1\r\n\r\n";
+        let all = [FIRST, SECOND, THIRD].concat();
+        for cut in 1..all.len() {
+            let mut stage = Stage::new(&[&all[..cut], &all[cut..]], 1 << 20);
+            for (message, odd) in [(FIRST, false), (SECOND, true), (THIRD, false)] {
+                assert_eq!(stage.read().await, message, "cut at {cut}");
+                assert_eq!(stage.head.take().is_err(), odd, "cut at {cut}");
+                assert_eq!(stage.read().await, "", "cut at {cut}");
+                stage.head.await_head();
+            }
+        }
     }
 
-    #[test]
-    fn each_head_is_looked_at_in_turn() {
-        let watch = HeadWatch::default();
-        watch.look(b"GET /a HTTP/1.1\r\n\r\n");
-        assert!(watch.take().is_ok());
-        watch.await_head();
-        watch.look(b"GET /a#b HTTP/1.1\r\n\r\n");
-        assert!(watch.take().is_err());
+    #[tokio::test]
+    async fn what_follows_another_protocols_head_passes_as_it_comes() {
+        for head in [
+            "CONNECT x:443 HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            let mut stage = Stage::new(&[head, "GET /a HTTP/1.1\r\n\r\n", "more"], 1 << 20);
+            assert_eq!(stage.read().await, format!("{head}GET /a HTTP/1.1\r\n\r\nmore"));
+        }
+    }
+
+    #[tokio::test]
+    async fn half_heads_share_a_memory() {
+        let half = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(1000));
+        let mut stage = Stage::new(&[&half], COPIES * half.len());
+        stage.read().await;
+        assert_eq!(poll_once(stage.watch.expired()).await, None);
+        let mut stage = Stage::new(&[&half], COPIES * half.len() - 1);
+        stage.read().await;
+        assert_eq!(poll_once(stage.watch.expired()).await, Some(crate::metrics::Limit::HeadMemory));
     }
 }

@@ -12,8 +12,9 @@
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT, WWW_AUTHENTICATE,
+    COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    WWW_AUTHENTICATE,
 };
 
 use super::credentials::{OwnCookies, cleared_cookies, replace_in_cookies};
@@ -49,6 +50,13 @@ const NOT_IN_TRAILERS: [HeaderName; 12] = [
     HeaderName::from_static("expect"),
 ];
 
+/// What `Connection` says where the protocol is to be switched.
+const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
+
+/// The only protocol that may be switched to. Others, `h2c` above all, would
+/// lead requests past the gate.
+const WEBSOCKET: &str = "websocket";
+
 /// What becomes of the client's credentials.
 pub(super) struct Rewrite<'a> {
     /// The token to put in; `None`: credentials stay as they are.
@@ -61,6 +69,10 @@ pub(super) struct Rewrite<'a> {
     pub(super) own: OwnCookies<'a>,
     /// The value of `Host` for the upstream; `None`: the client's own.
     pub(super) host: Option<&'a HeaderValue>,
+    /// Whether the client's `Expect` is true of this sending.
+    pub(super) expect: bool,
+    /// Whether the switch to WebSocket that the client asks for is asked for.
+    pub(super) upgrade: bool,
 }
 
 /// The fields of a request as the upstream gets them.
@@ -71,7 +83,13 @@ pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
         if named.stops(name) {
             if name == TE && is_trailers(value) {
                 to.append(name, value.clone());
+            } else if rewrite.upgrade && name == CONNECTION {
+                to.insert(name, UPGRADE_OPTION);
+            } else if rewrite.upgrade && name == UPGRADE {
+                to.insert(name, value.clone());
             }
+        } else if name == EXPECT && !rewrite.expect {
+            // It was met, or does not count.
         } else if name == HOST {
             to.insert(name, rewrite.host.unwrap_or(value).clone());
         } else if name == AUTHORIZATION {
@@ -126,6 +144,41 @@ pub(super) fn for_client(from: HeaderMap) -> HeaderMap {
     to
 }
 
+/// Whether `headers` ask for, or agree to, a switch to WebSocket and nothing
+/// else (RFC 6455 §4).
+pub(super) fn switches_to_websocket(headers: &HeaderMap) -> bool {
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let only = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(WEBSOCKET.as_bytes());
+    protocols.next().is_some_and(only)
+        && protocols.next().is_none()
+        && Named::of(headers).0.contains(&UPGRADE)
+}
+
+/// The fields of an answer that switches to WebSocket, as the client gets them.
+pub(super) fn for_switching_client(from: HeaderMap) -> HeaderMap {
+    let protocol = from.get(UPGRADE).cloned();
+    let mut to = for_client(from);
+    to.insert(CONNECTION, UPGRADE_OPTION);
+    if let Some(protocol) = protocol {
+        to.insert(UPGRADE, protocol);
+    }
+    to
+}
+
+/// Whether the client waits to be asked for the body (RFC 9110 §10.1.1).
+pub(super) fn expects_continue(headers: &HeaderMap) -> bool {
+    let value = headers.get(EXPECT);
+    value.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Whether the body's coding is one that is undone here: a message with
+/// another one would reach the client as if it had none.
+pub(super) fn is_coding_known(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let known = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(known) && codings.next().is_none()
+}
+
 /// Drops trailer fields that would change how the message is read.
 pub(super) fn retain_allowed_trailers(trailers: &mut HeaderMap) {
     let named = Named::default();
@@ -173,7 +226,15 @@ mod tests {
 
     fn untouched() -> Rewrite<'static> {
         let own = OwnCookies { names: &[], keep_personal_at: None };
-        Rewrite { token: None, clearance: None, add: false, own, host: None }
+        Rewrite {
+            token: None,
+            clearance: None,
+            add: false,
+            own,
+            host: None,
+            expect: true,
+            upgrade: false,
+        }
     }
 
     #[test]
@@ -218,6 +279,44 @@ mod tests {
         let names: Vec<_> = to.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["a", "host", "te", "z"]);
         assert_eq!(for_client(from).keys().count(), 3);
+    }
+
+    #[test]
+    fn only_websocket_may_be_switched_to() {
+        let check = |connection, upgrade, expected| {
+            let from = fields(&[("connection", connection), ("upgrade", upgrade)]);
+            assert_eq!(switches_to_websocket(&from), expected, "{connection}, {upgrade}");
+        };
+        check("Upgrade", "websocket", true);
+        check("keep-alive, upgrade", "WebSocket", true);
+        check("keep-alive", "websocket", false);
+        check("upgrade", "h2c", false);
+        check("upgrade", "websocket, h2c", false);
+        let twice =
+            fields(&[("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")]);
+        assert!(!switches_to_websocket(&twice));
+    }
+
+    #[test]
+    fn switch_goes_on_without_what_else_is_hop_by_hop() {
+        let from = fields(&[
+            ("connection", "keep-alive, Upgrade, x-mine"),
+            ("upgrade", "websocket"),
+            ("x-mine", "1"),
+            ("sec-websocket-version", "13"),
+        ]);
+        let expected = fields(&[
+            ("connection", "Upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+        ]);
+        assert_eq!(for_upstream(&from, &Rewrite { upgrade: true, ..untouched() }), expected);
+        let to = for_switching_client(from);
+        assert_eq!(
+            (&to["connection"], &to["upgrade"]),
+            (&expected["connection"], &expected["upgrade"])
+        );
+        assert!(!to.contains_key("x-mine"));
     }
 
     #[test]

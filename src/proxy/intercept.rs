@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
 use super::head::Inspected;
-use super::service::{Answer, Seen, Service, log};
+use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
@@ -94,11 +94,16 @@ impl Service {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
             return debug!(host = tunnelled.host, "no certificate for an API host");
         };
+        let Ok(permit) = self.proxy.bounds.handshakes.try_acquire() else {
+            self.proxy.metrics.limited(Limit::Handshakes);
+            return debug!(client.addr = %client, "too many TLS handshakes at once");
+        };
         let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
         let accepted = tokio::select! {
             accepted = timeout(HANDSHAKE_LIMIT, handshake) => accepted,
             () = self.newcomers_time_is_up() => return,
         };
+        drop(permit);
         match accepted {
             Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
             Ok(Err((error, stream))) => {
@@ -120,11 +125,15 @@ impl Service {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let connection = ClientConnection::new(client);
         self.serve_http(stream, |request, head| {
-            let service = Rc::clone(self);
-            async move { service.inner(request, head, tunnelled, client).await }
+            let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
+            async move { service.inner(request, head, tunnelled, &connection).await }
         })
         .await;
+        if let Some((on_upgrade, Next::Switched(switched))) = connection.take_next() {
+            self.tunnel_switched(on_upgrade, switched).await;
+        }
     }
 
     /// One request inside the tunnel.
@@ -133,10 +142,10 @@ impl Service {
         request: Request<Incoming>,
         head: Result<(), ProxyError>,
         tunnelled: &Tunnelled,
-        client: SocketAddr,
+        client: &ClientConnection,
     ) -> Answer {
         let started = Instant::now();
-        let seen = Seen::of(&request, client);
+        let seen = Seen::of(&request, client.address);
         let answer = async {
             head?;
             self.forward_inner(request, tunnelled, client).await
@@ -154,7 +163,7 @@ impl Service {
         self: &Rc<Self>,
         request: Request<Incoming>,
         tunnelled: &Tunnelled,
-        client: SocketAddr,
+        client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
         let (mut parts, body) = request.into_parts();
         gate::check(&parts)?;

@@ -26,12 +26,14 @@ mod replay;
 mod service;
 mod sni;
 mod tunnel;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ProxyError;
@@ -46,6 +48,12 @@ use crate::net::Dialer;
 use crate::refresh::Refresher;
 use crate::tls::Leaves;
 use crate::token::{Clock, TokenCache};
+
+/// Bytes that half heads of all clients together may take.
+const HEAD_MEMORY: usize = 64 * 1024 * 1024;
+
+/// TLS handshakes of clients at once.
+const MAX_HANDSHAKES: usize = 4096;
 
 /// What the workers share: parts that are safe on all threads, and settings.
 pub struct Proxy {
@@ -67,10 +75,24 @@ pub struct Proxy {
     pub hints: Arc<Hints>,
     /// Bytes that may be kept for replay.
     pub memory: Memory,
+    /// What no variable sets.
+    pub bounds: Bounds,
     /// Cancelled shortly before the drain ends: held requests give up.
     pub release_held: CancellationToken,
     /// Numbers and choices.
     pub settings: Settings,
+}
+
+/// Bounds of the whole process that no variable sets.
+pub struct Bounds {
+    heads: Memory,
+    handshakes: Semaphore,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { heads: Memory::new(HEAD_MEMORY), handshakes: Semaphore::new(MAX_HANDSHAKES) }
+    }
 }
 
 /// Settings of the request path.

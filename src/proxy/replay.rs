@@ -76,7 +76,8 @@ impl Reserved {
         taken.is_ok()
     }
 
-    fn release(&mut self) {
+    /// Gives everything back.
+    pub(super) fn release(&mut self) {
         self.memory.used.fetch_sub(std::mem::take(&mut self.bytes), Ordering::Relaxed);
     }
 }
@@ -97,20 +98,28 @@ struct Sending {
     again: Option<Bytes>,
     again_trailers: Option<HeaderMap>,
     remaining: Option<u64>,
+    /// Before this ends the client is asked for nothing.
+    invitation: Option<Pin<Box<dyn Future<Output = ()>>>>,
 }
 
 /// A client's body and what is kept of it; the forwarder's side.
+#[derive(Clone)]
 pub(super) struct Replay(Option<Rc<Recording>>);
 
 struct Recording {
     state: RefCell<State>,
     progress: Cell<Instant>,
+    /// The client was asked for more, and has not given it.
+    owed: Cell<bool>,
     length: Option<u64>,
     limit: usize,
 }
 
 struct State {
-    source: Incoming,
+    /// `None`: the body was given up.
+    source: Option<Incoming>,
+    /// The client was asked for it.
+    asked: bool,
     kept: BytesMut,
     trailers: Option<HeaderMap>,
     reserved: Reserved,
@@ -129,7 +138,8 @@ impl Replay {
         }
         let length = source.size_hint().exact();
         let state = State {
-            source,
+            source: Some(source),
+            asked: false,
             kept: BytesMut::new(),
             trailers: None,
             reserved: memory.reserve_none(),
@@ -141,6 +151,7 @@ impl Replay {
         Self(Some(Rc::new(Recording {
             state: RefCell::new(state),
             progress: Cell::new(Instant::now()),
+            owed: Cell::new(false),
             length,
             limit,
         })))
@@ -159,8 +170,27 @@ impl Replay {
                 again_trailers: state.trailers.take(),
                 remaining: recording.length,
                 recording: Rc::clone(recording),
+                invitation: None,
             }
         }))
+    }
+
+    /// Whether there is a body for which the client was not asked yet.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.0.as_ref().is_some_and(|recording| !recording.state.borrow().asked)
+    }
+
+    /// Gives the body up: the client is not asked for it any more, and who is
+    /// sending it waits in vain.
+    pub(super) fn abandon(&self) {
+        if let Some(recording) = &self.0 {
+            recording.state.borrow_mut().source = None;
+        }
+    }
+
+    /// Whether the client owes the next bytes.
+    pub(super) fn is_owed(&self) -> bool {
+        self.0.as_ref().is_some_and(|recording| recording.owed.get())
     }
 
     /// Whether everything read so far was kept.
@@ -208,7 +238,13 @@ impl Recording {
         if state.ended {
             return Poll::Ready(None);
         }
-        let frame = ready!(Pin::new(&mut state.source).poll_frame(cx));
+        let Some(source) = &mut state.source else {
+            return Poll::Pending;
+        };
+        state.asked = true;
+        self.owed.set(true);
+        let frame = ready!(Pin::new(source).poll_frame(cx));
+        self.owed.set(false);
         self.progress.set(Instant::now());
         let Some(frame) = frame.transpose()? else {
             state.ended = true;
@@ -230,6 +266,17 @@ impl Recording {
     }
 }
 
+impl ReplayBody {
+    /// The same body, for which the client is not asked before `invitation`
+    /// ends.
+    pub(super) fn after(mut self, invitation: impl Future<Output = ()> + 'static) -> Self {
+        if let Some(sending) = &mut self.0 {
+            sending.invitation = Some(Box::pin(invitation));
+        }
+        self
+    }
+}
+
 impl Body for ReplayBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -241,6 +288,10 @@ impl Body for ReplayBody {
         let Some(sending) = &mut self.get_mut().0 else {
             return Poll::Ready(None);
         };
+        if let Some(invitation) = &mut sending.invitation {
+            ready!(invitation.as_mut().poll(cx));
+            sending.invitation = None;
+        }
         let frame = match sending.again.take() {
             Some(kept) => Some(Ok(Frame::data(kept))),
             None => ready!(sending.recording.poll_source(sending.epoch, cx))

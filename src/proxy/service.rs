@@ -9,31 +9,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::debug;
 
-use super::body::AnswerBody;
+use super::body::{AnswerBody, Watched};
 use super::credentials::{presents, without_basic};
 use super::error::ProxyError;
 use super::forward::Outbound;
-use super::head::HeadWatch;
+use super::head::{HeadWatch, Inspected};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
+use super::tunnel::Switched;
+use super::watch::Watches;
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::hints::{self, Hint, LocalHost};
-use crate::metrics::{Limit, Route, Shard};
+use crate::metrics::{Route, Shard};
 use crate::net::{Client, DialError, Door, Reach, Upstream, UpstreamKey, Worker};
-
-/// Longest rest of a client's connection.
-const CLIENT_IDLE: Duration = Duration::from_secs(90);
 
 /// How long a client that has only just come when the drain begins may take for
 /// each step up to its first request. To it the connection stands, so an end of
@@ -46,11 +46,17 @@ const PARSED_FIELDS: usize = 200;
 /// Bytes that hyper reads ahead: the largest head, and room for the rest.
 const READ_BUFFER: usize = 128 * 1024;
 
-/// Pause between two looks at idle upstream connections.
-const SWEEP: Duration = Duration::from_secs(5);
+/// Pause between two looks at connections that may have lasted too long.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Longest silence in a stream of events.
+const EVENTS_PATIENCE: Duration = Duration::from_mins(10);
 
 const WELL_KNOWN_CA: &str = "/.well-known/token-sidecar/ca.pem";
 const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
+
+/// The content type of server-sent events.
+const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// An answer on its way to the client.
 pub(super) type Answer = Response<AnswerBody>;
@@ -64,14 +70,40 @@ pub struct Service {
     /// By API origin, in the order of [`super::Origins`].
     api: Vec<Rc<Upstream<ReplayBody>>>,
     others: RefCell<HashMap<UpstreamKey, Rc<Upstream<ReplayBody>>>>,
+    watches: Watches,
 }
 
-/// What follows a CONNECT on its connection.
+/// A client's connection as its requests see it.
+pub(super) struct ClientConnection {
+    pub(super) address: SocketAddr,
+    /// What it becomes when an answer that ends HTTP on it is out.
+    next: RefCell<Option<(OnUpgrade, Next)>>,
+}
+
+impl ClientConnection {
+    pub(super) fn new(address: SocketAddr) -> Rc<Self> {
+        Rc::new(Self { address, next: RefCell::default() })
+    }
+
+    /// Says what the connection becomes.
+    pub(super) fn becomes(&self, on_upgrade: OnUpgrade, next: Next) {
+        self.next.replace(Some((on_upgrade, next)));
+    }
+
+    /// What the connection becomes, if it does not end.
+    pub(super) fn take_next(&self) -> Option<(OnUpgrade, Next)> {
+        self.next.take()
+    }
+}
+
+/// What follows HTTP on a connection.
 pub(super) enum Next {
     /// An API host: the inner requests are served here.
     Intercept(Tunnelled),
     /// Another host: bytes are copied.
     Tunnel(TcpStream),
+    /// WebSocket: bytes are copied.
+    Switched(Switched),
 }
 
 impl Service {
@@ -84,8 +116,8 @@ impl Service {
             .auto_date_header(false)
             .max_headers(PARSED_FIELDS)
             .max_buf_size(READ_BUFFER)
-            .timer(TokioTimer::new())
-            .header_read_timeout(CLIENT_IDLE);
+            // `watch` does that.
+            .header_read_timeout(None);
         let mut service = Self {
             shard: proxy.metrics.shard(worker.index),
             proxy: Arc::clone(proxy),
@@ -93,6 +125,7 @@ impl Service {
             http,
             api: Vec::new(),
             others: RefCell::default(),
+            watches: Watches::default(),
         };
         for origin in proxy.origins.iter() {
             let key = UpstreamKey {
@@ -123,19 +156,19 @@ impl Service {
 
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
     async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
-        let next = Rc::new(RefCell::new(None));
+        let connection = ClientConnection::new(address);
         self.serve_http(stream, |request, head| {
-            let (service, next) = (Rc::clone(self), Rc::clone(&next));
-            async move { service.outer(request, head, address, &next).await }
+            let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
+            async move { service.outer(request, head, &connection).await }
         })
         .await;
-        let upgrade = next.take();
-        match upgrade {
+        match connection.take_next() {
             Some((on, Next::Intercept(tunnelled))) => self.intercept(on, tunnelled, address).await,
             Some((on, Next::Tunnel(upstream))) => match Rewound::from_upgrade(on).await {
                 Ok(client) => self.tunnel(client, upstream).await,
                 Err(error) => debug!(%error, "tunnel was not used"),
             },
+            Some((on, Next::Switched(switched))) => self.tunnel_switched(on, switched).await,
             None => {}
         }
     }
@@ -149,14 +182,21 @@ impl Service {
         R: Fn(Request<Incoming>, Result<(), ProxyError>) -> F,
         F: Future<Output = Answer>,
     {
-        let watch = Arc::new(HeadWatch::default());
-        let stream = watch.inspect(stream);
+        let (watch, head) = (self.watches.open(), Arc::new(HeadWatch::default()));
+        let stream = Inspected::new(stream, &head, &watch, &self.proxy.bounds.heads);
+        let upstream_patience = self.proxy.settings.upstream_timeout;
         let service = service_fn(|request| {
-            let (answer, watch) = (route(request, watch.take()), Arc::clone(&watch));
+            watch.head_parsed();
+            let is_connect = request.method() == Method::CONNECT;
+            let answer = route(request, head.take());
+            let (watch, head) = (Arc::clone(&watch), Arc::clone(&head));
             async move {
                 let answer = answer.await;
-                watch.await_head();
-                Ok::<_, Infallible>(answer)
+                if !ends_http(is_connect, answer.status()) {
+                    head.await_head();
+                }
+                watch.answer_begun(patience(&answer, upstream_patience));
+                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, &watch)))
             }
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -181,9 +221,9 @@ impl Service {
             ended = served => if let Err(error) = ended {
                 debug!(%error, "client connection ended");
             },
-            () = watch.overdue() => {
-                self.proxy.metrics.limited(Limit::HeadTime);
-                debug!("client did not end a head in time");
+            limit = watch.expired() => {
+                self.proxy.metrics.limited(limit);
+                debug!(limit = limit.as_str(), "client connection ran into a limit");
             }
         }
     }
@@ -210,11 +250,10 @@ impl Service {
         self: Rc<Self>,
         mut request: Request<Incoming>,
         head: Result<(), ProxyError>,
-        client: SocketAddr,
-        next: &RefCell<Option<(hyper::upgrade::OnUpgrade, Next)>>,
+        client: &ClientConnection,
     ) -> Answer {
         let started = Instant::now();
-        let seen = Seen::of(&request, client);
+        let seen = Seen::of(&request, client.address);
         let on_upgrade =
             (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
@@ -224,7 +263,7 @@ impl Service {
             gate::check(&parts)?;
             if let Some(on_upgrade) = on_upgrade {
                 let follows = self.connect(&parts, &route).await?;
-                next.replace(Some((on_upgrade, follows)));
+                client.becomes(on_upgrade, follows);
                 return Ok(Response::new(AnswerBody::made("")));
             }
             let request = Request::from_parts(parts, body);
@@ -236,7 +275,8 @@ impl Service {
         };
         let answer = answer.await.unwrap_or_else(ProxyError::into_response);
         // An opened interception counts by its inner requests.
-        if next.borrow().as_ref().is_none_or(|(_, next)| matches!(next, Next::Tunnel(_))) {
+        let next = client.next.borrow();
+        if !matches!(&*next, Some((_, Next::Intercept(_)))) {
             self.count(route.get(), &answer, started);
         }
         log(route.get(), &seen, &answer, started);
@@ -274,7 +314,7 @@ impl Service {
         self: &Rc<Self>,
         mut request: Request<Incoming>,
         route: &Cell<Route>,
-        client: SocketAddr,
+        client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
         let (parts, body) = request.into_parts();
         self.check_proxy_auth(&parts)?;
@@ -321,7 +361,7 @@ impl Service {
     async fn gateway(
         self: &Rc<Self>,
         mut request: Request<Incoming>,
-        client: SocketAddr,
+        client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
         let settings = &self.proxy.settings;
         match request.uri().path() {
@@ -383,6 +423,7 @@ impl Service {
         let mut ticks = interval(SWEEP);
         loop {
             ticks.tick().await;
+            self.watches.look();
             self.api.iter().for_each(|upstream| upstream.close_idle());
             self.others.borrow_mut().retain(|_, upstream| {
                 upstream.close_idle();
@@ -443,6 +484,21 @@ pub(super) fn log(route: Route, seen: &Seen, answer: &Answer, started: Instant) 
         took_ms = started.elapsed().as_millis(),
         "request answered"
     );
+}
+
+/// Whether an answer with `status` makes the connection another protocol's.
+fn ends_http(is_connect: bool, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || (is_connect && status.is_success())
+}
+
+/// How long `answer` may stand still: as long as an upstream may be silent, and
+/// a stream of events for longer.
+fn patience(answer: &Answer, upstream: Duration) -> Duration {
+    let kind = answer.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let is_stream = kind
+        .get(..EVENT_STREAM.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(EVENT_STREAM));
+    if is_stream { upstream.max(EVENTS_PATIENCE) } else { upstream }
 }
 
 fn route_of(method: &Method, uri: &Uri) -> Route {

@@ -1,17 +1,21 @@
-//! The way to any other host: bytes are copied both ways, nothing is parsed.
+//! The way to any other host, and of a connection that has switched its
+//! protocol: bytes are copied both ways, nothing is parsed.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use tokio::io::copy_bidirectional_with_sizes;
-use tokio::net::TcpStream;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::intercept::Rewound;
+use super::replay::ReplayBody;
 use super::service::Service;
+use crate::metrics::Limit;
+use crate::net::Place;
 
 /// Longest rest of a tunnel in use.
 const IDLE_LIMIT: Duration = Duration::from_mins(10);
@@ -22,9 +26,33 @@ const DRAIN_IDLE_LIMIT: Duration = Duration::from_secs(1);
 /// Bytes copied at once, per direction.
 const BUFFER: usize = 64 * 1024;
 
+/// An upstream's connection that speaks WebSocket from now on.
+pub(super) struct Switched {
+    pub(super) upstream: OnUpgrade,
+    /// Among the origin's connections; free when the tunnel has ended.
+    pub(super) place: Option<Place<ReplayBody>>,
+}
+
 impl Service {
+    /// Copies between the two sides of a connection that has switched to
+    /// another protocol.
+    pub(super) async fn tunnel_switched(&self, client: OnUpgrade, switched: Switched) {
+        let Switched { upstream, place } = switched;
+        match tokio::try_join!(client, upstream) {
+            Ok((client, upstream)) => {
+                self.tunnel(TokioIo::new(client), TokioIo::new(upstream)).await;
+            }
+            Err(error) => debug!(%error, "protocol was not switched"),
+        }
+        drop(place);
+    }
+
     /// Copies until both sides have ended, or nothing moves any more.
-    pub(super) async fn tunnel(&self, client: Rewound, upstream: TcpStream) {
+    pub(super) async fn tunnel<C, U>(&self, client: C, upstream: U)
+    where
+        C: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
         let last = Cell::new(Instant::now());
         // What moves was read from one of the two.
         let note = |_: &[u8]| last.set(Instant::now());
@@ -37,7 +65,12 @@ impl Service {
                     Err(error) => debug!(%error, "tunnel broke"),
                 }
             }
-            () = rest(&last, self.drain()) => debug!("idle tunnel closed"),
+            () = rest(&last, self.drain()) => {
+                if !self.drain().is_cancelled() {
+                    self.proxy.metrics.limited(Limit::TunnelIdle);
+                }
+                debug!("idle tunnel closed");
+            }
         }
     }
 }

@@ -184,6 +184,16 @@ async fn answer_that_is_not_http_is_502_upstream_protocol() {
 }
 
 #[tokio::test]
+async fn answer_in_an_unknown_transfer_coding_is_502() {
+    let world = World::start().await;
+    for coding in ["gzip, chunked", "gzip", "chunked, chunked", "identity"] {
+        let answer = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n0\r\n\r\n");
+        world.origin.script("/web/api/v2/coded", answer, true);
+        check_error(&world, "/web/api/v2/coded", 502, "upstream_protocol").await;
+    }
+}
+
+#[tokio::test]
 async fn answer_that_ends_before_its_head_is_502() {
     let world = World::start().await;
     for way in Way::ALL {

@@ -235,6 +235,20 @@ impl Wire {
         Ok(Some(chunk))
     }
 
+    /// The next bytes, whatever they are; `None` at the end of the stream.
+    pub(crate) async fn some(&mut self) -> io::Result<Option<Vec<u8>>> {
+        if self.buffer.is_empty() && self.fill().await? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(self.buffer.split().to_vec()))
+    }
+
+    /// Whether anything comes within `time`.
+    pub(crate) async fn speaks_within(&mut self, time: Duration) -> bool {
+        let comes = async { !self.buffer.is_empty() || self.fill().await.is_ok_and(|n| n > 0) };
+        tokio::time::timeout(time, comes).await.unwrap_or(false)
+    }
+
     /// Everything up to the end of the stream.
     pub(crate) async fn until_end(&mut self) -> io::Result<Vec<u8>> {
         while self.fill().await? > 0 {}

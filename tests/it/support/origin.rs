@@ -9,6 +9,10 @@
 //! | `/v2/gate/…` | waits, before it looks at the token, until [`Origin::open_gate`] |
 //! | `/v2/early` | looks at the token before it has read the body |
 //! | `/v2/echo` | sends body and trailers back |
+//! | `/v2/uninviting` | the same, but waits for the body without asking for it |
+//! | `/v2/unread/<code>` | answers so without reading the body, and closes |
+//! | `/v2/websocket` | switches, and sends back what comes; 400 where something came before that |
+//! | `/v2/events/<ms>` | two server-sent events, that time apart |
 //! | `/v2/slow/<ms>` | answers after that time |
 //! | `/v2/big/<bytes>`, `/v2/big-chunked/<bytes>` | a long body, the latter with trailers |
 //! | `/v2/close-delimited`, `/v2/short`, `/v2/hang`, `/v2/reset`, `/v2/garbage` | as they say |
@@ -468,7 +472,8 @@ impl Talk {
 
     /// Reads the body as it comes, into the record.
     async fn read_body(&mut self, index: usize, head: &Head) -> io::Result<()> {
-        if head.value("expect").is_some() {
+        let invites = behaviour(head_path(head)) != "uninviting";
+        if invites && head.value("expect").is_some() {
             self.wire.try_send("HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
         let framing = Framing::of_request(head);
@@ -494,6 +499,10 @@ impl Talk {
         let behaviour = behaviour(&path);
         if behaviour == "early" && !self.is_authorized(&head) {
             return self.refuse(&head).await;
+        }
+        if let Some(code) = behaviour.strip_prefix("unread/") {
+            self.reply(&head, code.parse().unwrap(), "text/plain", b"no").await?;
+            return Ok(Next::Close);
         }
         self.read_body(index, &head).await?;
         let wall = self.shared.settings.lock().unwrap().wall.clone();
@@ -639,7 +648,9 @@ impl Talk {
         let number: usize = argument.parse().unwrap_or(0);
         let start = "HTTP/1.1 200 OK";
         match name {
-            "echo" => self.echo(&request).await,
+            "echo" | "uninviting" => self.echo(&request).await,
+            "websocket" => self.websocket(&request.head).await,
+            "events" => self.events(Duration::from_millis(number as u64)).await,
             "slow" => {
                 sleep(Duration::from_millis(number as u64)).await;
                 self.reply(&request.head, 200, "text/plain", b"late").await
@@ -690,6 +701,32 @@ impl Talk {
         }
     }
 
+    async fn websocket(&mut self, head: &Head) -> io::Result<Next> {
+        let asked = head.value("upgrade").is_some() && head.value("connection").is_some();
+        if !asked || self.wire.speaks_within(Duration::from_millis(50)).await {
+            return self.reply(head, 400, "text/plain", b"not now").await;
+        }
+        let fields = [
+            field("Upgrade", "websocket"),
+            field("Connection", "Upgrade"),
+            field("Sec-WebSocket-Accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+        ];
+        self.wire.try_send(super::http::head("HTTP/1.1 101 Switching Protocols", &fields)).await?;
+        while let Some(bytes) = self.wire.some().await? {
+            self.wire.try_send(bytes).await?;
+        }
+        Ok(Next::Close)
+    }
+
+    async fn events(&mut self, pause: Duration) -> io::Result<Next> {
+        self.wire
+            .try_send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n")
+            .await?;
+        sleep(pause).await;
+        self.wire.try_send("data: 2\n\n").await?;
+        Ok(Next::Close)
+    }
+
     async fn echo(&mut self, request: &Recorded) -> io::Result<Next> {
         let kind = request.head.value("content-type").unwrap_or("application/octet-stream");
         if request.trailers.is_empty() {
@@ -706,6 +743,11 @@ impl Talk {
         self.wire.try_send(last_chunk(&trailers)).await?;
         Ok(Next::Keep)
     }
+}
+
+/// The path of a request with this head.
+fn head_path(head: &Head) -> &str {
+    head.word(1).split('?').next().unwrap_or_default()
 }
 
 /// What the path asks for: its part after the API prefix and version.
