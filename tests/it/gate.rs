@@ -2,45 +2,200 @@
 
 use crate::routes::check_is_made_here;
 use crate::support::World;
-use crate::support::client::API;
-use crate::support::http::Wire;
+use crate::support::client::{API, Request, Way};
 
-async fn check_is_bad_request(fields: &str) {
+/// `request` is refused with `status`, its connection closed, and nothing of it
+/// or after it reaches the shop: by the gateway, and inside a TLS tunnel.
+async fn check_is_refused(request: impl AsRef<[u8]>, status: u16) {
+    let request = request.as_ref();
+    let shown = String::from_utf8_lossy(&request[..request.len().min(200)]);
     let world = World::start().await;
-    let mut wire: Wire = world.wire().await;
-    wire.send(format!("POST /web/api/v2/x HTTP/1.1\r\n{fields}\r\n0\r\n\r\n")).await;
-    assert_eq!(wire.response("POST").await.status, 400, "{fields:?}");
-    assert!(world.origin.requests().is_empty(), "{fields:?}");
+    for way in [Way::Gateway, Way::Intercept] {
+        let mut wire = world.open(way).await.wire;
+        // It may be refused before all of it was taken.
+        let _ = wire.try_send(request).await;
+        let _ = wire.try_send("GET /web/api/v2/next HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        let response = wire.response("GET").await;
+        assert_eq!(response.status, status, "{way:?}: {shown}");
+        assert!(wire.closed().await.is_empty(), "{way:?}: the connection goes on: {shown}");
+    }
+    assert!(world.origin.requests().is_empty(), "{shown}");
+}
+
+/// A POST to the API host with `fields` and a chunked body.
+fn post(fields: &str) -> String {
+    format!("POST /web/api/v2/x HTTP/1.1\r\n{fields}\r\n0\r\n\r\n")
+}
+
+/// The same, of which nothing is wrong but `fields`.
+fn post_with(fields: &str) -> String {
+    post(&format!("Host: {API}\r\n{fields}"))
 }
 
 #[tokio::test]
 async fn content_length_beside_transfer_encoding_is_refused() {
-    check_is_bad_request("Host: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n").await;
+    check_is_refused(post_with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400).await;
+    check_is_refused(post_with("transfer-encoding: chunked\r\ncontent-length: 0\r\n"), 400).await;
 }
 
 #[tokio::test]
 async fn differing_content_lengths_are_refused() {
-    check_is_bad_request("Host: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n").await;
+    check_is_refused(post_with("Content-Length: 5\r\nContent-Length: 6\r\n"), 400).await;
+    check_is_refused(post_with("Content-Length: 5, 6\r\n"), 400).await;
+}
+
+#[tokio::test]
+async fn content_length_that_is_no_number_is_refused() {
+    for length in ["+5", "-1", "0x5", "5 5", "", "99999999999999999999"] {
+        check_is_refused(post_with(&format!("Content-Length: {length}\r\n")), 400).await;
+    }
 }
 
 #[tokio::test]
 async fn missing_host_is_refused() {
-    check_is_bad_request("Transfer-Encoding: chunked\r\n").await;
+    check_is_refused(post("Transfer-Encoding: chunked\r\n"), 400).await;
 }
 
 #[tokio::test]
 async fn second_host_is_refused() {
-    check_is_bad_request("Host: x\r\nHost: y\r\nTransfer-Encoding: chunked\r\n").await;
+    check_is_refused(post_with("Host: y\r\nTransfer-Encoding: chunked\r\n"), 400).await;
+}
+
+#[tokio::test]
+async fn host_that_is_no_host_is_refused() {
+    for host in ["a b", "user@a", "a/b", "a:99999"] {
+        check_is_refused(post(&format!("Host: {host}\r\nTransfer-Encoding: chunked\r\n")), 400)
+            .await;
+    }
 }
 
 #[tokio::test]
 async fn chunked_coding_applied_twice_is_refused() {
-    check_is_bad_request("Host: x\r\nTransfer-Encoding: chunked, chunked\r\n").await;
+    check_is_refused(post_with("Transfer-Encoding: chunked, chunked\r\n"), 400).await;
+    let twice = "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n";
+    check_is_refused(post_with(twice), 400).await;
+}
+
+#[tokio::test]
+async fn other_transfer_codings_are_501() {
+    check_is_refused(post_with("Transfer-Encoding: gzip, chunked\r\n"), 501).await;
+}
+
+#[tokio::test]
+async fn transfer_coding_that_does_not_end_in_chunked_is_refused() {
+    for coding in ["gzip", "identity", "xchunked", "chunked, gzip", "chunked;q=1"] {
+        check_is_refused(post_with(&format!("Transfer-Encoding: {coding}\r\n")), 400).await;
+    }
+}
+
+#[tokio::test]
+async fn transfer_coding_in_http_1_0_is_refused() {
+    let request = post_with("Transfer-Encoding: chunked\r\n").replace("HTTP/1.1", "HTTP/1.0");
+    check_is_refused(request, 400).await;
 }
 
 #[tokio::test]
 async fn space_before_a_colon_is_refused() {
-    check_is_bad_request("Host : x\r\nTransfer-Encoding: chunked\r\n").await;
+    check_is_refused(post(&format!("Host : {API}\r\nTransfer-Encoding: chunked\r\n")), 400).await;
+    check_is_refused(post_with("Transfer-Encoding : chunked\r\n"), 400).await;
+}
+
+#[tokio::test]
+async fn folded_field_is_refused() {
+    check_is_refused(post_with("X-A: 1\r\n 2\r\nTransfer-Encoding: chunked\r\n"), 400).await;
+    check_is_refused(post_with("Transfer-Encoding:\r\n chunked\r\n"), 400).await;
+}
+
+#[tokio::test]
+async fn control_bytes_in_a_head_are_refused() {
+    for value in ["a\0b", "a\rb", "a\x01b", "a\x7fb"] {
+        check_is_refused(post_with(&format!("X-A: {value}\r\n")), 400).await;
+    }
+    check_is_refused(post_with("X A: 1\r\n"), 400).await;
+    check_is_refused(post_with("\0: 1\r\n"), 400).await;
+}
+
+#[tokio::test]
+async fn target_with_a_fragment_or_of_another_form_is_refused() {
+    for target in ["/web/api/v2/x#f", "*", "web/api/v2/x", "/web/api/v2/x y", "/web/api/v2/<x>"] {
+        check_is_refused(format!("GET {target} HTTP/1.1\r\nHost: {API}\r\n\r\n"), 400).await;
+    }
+}
+
+#[tokio::test]
+async fn odd_message_behind_another_one_is_refused() {
+    let world = World::start().await;
+    let first =
+        format!("POST /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\nContent-Length: 4\r\n\r\nbody");
+    for odd in [
+        post_with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+        format!("GET /web/api/v2/y#f HTTP/1.1\r\nHost: {API}\r\n\r\n"),
+    ] {
+        for way in [Way::Gateway, Way::Intercept] {
+            let mut wire = world.open(way).await.wire;
+            wire.send(format!("{first}{odd}{first}")).await;
+            assert_eq!(wire.response("POST").await.status, 200, "{way:?}: {odd}");
+            assert_eq!(wire.response("POST").await.status, 400, "{way:?}: {odd}");
+            assert!(wire.closed().await.is_empty(), "{way:?}: {odd}");
+        }
+    }
+    assert_eq!(world.origin.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn malformed_chunks_end_the_request() {
+    for body in
+        ["x\r\n", "5\r\nab\r\n0\r\n\r\n", "-1\r\n\r\n", "1\r\nabc\r\n", "1ffffffffffffffff\r\n"]
+    {
+        let world = World::start().await;
+        let mut wire = world.open(Way::Gateway).await.wire;
+        let head = post_with("Transfer-Encoding: chunked\r\n");
+        let head = head.strip_suffix("0\r\n\r\n").unwrap();
+        wire.send(format!("{head}{body}")).await;
+        // What comes after would be the rest of a body that never ends.
+        wire.try_finish().await.unwrap();
+        let answer = String::from_utf8_lossy(&wire.closed().await).into_owned();
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{body:?}: {answer}");
+        let whole = world.origin.requests().iter().any(|request| request.complete);
+        assert!(!whole, "{body:?} went on as a whole message");
+    }
+}
+
+#[tokio::test]
+async fn forbidden_trailer_fields_are_dropped() {
+    let world = World::start().await;
+    let trailers = [
+        ("Authorization", "Bearer x"),
+        ("Cookie", "a=b"),
+        ("Host", "evil"),
+        ("Content-Length", "5"),
+        ("Transfer-Encoding", "chunked"),
+        ("Connection", "close"),
+        ("Proxy-Authorization", "Basic eDp5"),
+        ("X-Sum", "1"),
+    ];
+    for way in [Way::Gateway, Way::Intercept, Way::AbsoluteHttp] {
+        let request = Request::new("POST", "/web/api/v2/echo").chunked(&[b"body"], &trailers);
+        assert_eq!(world.call(way, &request).await.status, 200, "{way:?}");
+        let seen = world.origin.requests().pop().unwrap();
+        let names: Vec<_> = seen.trailers.iter().map(|(name, _)| name.to_lowercase()).collect();
+        assert_eq!(names, ["x-sum"], "{way:?}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_above_the_bound_end_the_request() {
+    let world = World::start().await;
+    for trailers in ["X-A: 1\r\n".repeat(300), format!("X-A: {}\r\n", "x".repeat(20_000))] {
+        let mut wire = world.open(Way::Gateway).await.wire;
+        let head = post_with("Transfer-Encoding: chunked\r\nTrailer: X-A\r\n");
+        let head = head.strip_suffix("\r\n").unwrap();
+        let _ = wire.try_send(format!("{head}{trailers}\r\n")).await;
+        let response = wire.response("POST").await;
+        assert_eq!((response.status, response.code().as_str()), (400, "bad_request"));
+        wire.closed().await;
+    }
+    assert!(!world.origin.requests().iter().any(|request| request.complete));
 }
 
 #[tokio::test]
@@ -50,24 +205,36 @@ async fn targets_of_no_use_are_refused() {
         format!("http://user:word@{API}/web/api/v2/x"),
         format!("ftp://{API}/x"),
         format!("{API}:443"),
+        format!("http://{API}:0/"),
+        format!("http://{API}:99999/"),
+        "http:///x".to_owned(),
     ];
     for target in targets {
         let response = world.raw(format!("GET {target} HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
-        assert_eq!((response.status, response.code().as_str()), (400, "bad_request"), "{target}");
+        assert_eq!(response.status, 400, "{target}");
     }
     assert!(world.origin.requests().is_empty());
 }
 
 #[tokio::test]
-async fn head_above_the_bound_is_431() {
-    let world = World::start().await;
-    let filler = "x".repeat(80 * 1024);
-    let mut wire = world.wire().await;
-    let _ = wire
-        .try_send(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: x\r\nX-Filler: {filler}\r\n\r\n"))
+async fn head_above_its_bounds_is_431() {
+    let fields = "X-A: 1\r\n".repeat(100);
+    check_is_refused(format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n{fields}\r\n"), 431)
         .await;
-    assert_eq!(wire.response("GET").await.status, 431);
-    assert!(world.origin.requests().is_empty());
+    let filler = "x".repeat(80 * 1024);
+    check_is_refused(
+        format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\nX-Filler: {filler}\r\n\r\n"),
+        431,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn target_above_its_bound_is_414() {
+    for length in [40_000, 100_000] {
+        let target = format!("/web/api/v2/{}", "x".repeat(length));
+        check_is_refused(format!("GET {target} HTTP/1.1\r\nHost: {API}\r\n\r\n"), 414).await;
+    }
 }
 
 #[tokio::test]
