@@ -6,14 +6,16 @@
 #   tests/run.sh --install-only  installs, runs nothing
 #   tests/run.sh -- refusal      the rest goes to the test binaries: a filter, --nocapture, …
 #   tests/run.sh -- --ignored --skip soak       the slow ones: old clients at their full time-outs
-#   tests/run.sh -- --ignored --nocapture soak  parsers for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
+#   tests/run.sh -- --ignored --nocapture soak::parsers  for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
+#   tests/run.sh -- --ignored --nocapture soak::faults   half an hour (SOAK_SECONDS) at SOAK_RATE (200) requests a second,
+#                                                        a token's death a minute, something broken every ten seconds
 #
 # Needed: redis-server, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
 # module, Node (18 or later) and a JDK; for clients behind an alias the right to mount and to listen on port 443.
 # What is missing comes by apt-get, as root or by sudo. The Python clients and the schemas of Kubernetes
 # (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 #
-# SOAK_DOOR=closed leaves the parsers of soak no source but the failing solver: 401 is then all that they may see.
+# SOAK_DOOR=closed leaves the parsers of soak::parsers no source but the failing solver: 401 is then all that they may see.
 #
 # A test that cannot run here writes «skipped: <test>: <reason>» to standard error. TOKEN_SIDECAR_TEST_NO_SKIP makes it
 # fail instead: 1 (the default, but not with --no-install) if a program or a package is missing, all also if the machine

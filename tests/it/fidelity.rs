@@ -231,6 +231,19 @@ async fn hop_by_hop_fields_of_a_request_do_not_cross() {
 }
 
 #[tokio::test]
+async fn of_te_only_trailers_cross() {
+    let world = World::start().await;
+    for (sent, seen) in
+        [("trailers", vec!["trailers"]), ("gzip;q=1", vec![]), ("gzip, trailers", vec![])]
+    {
+        let request = Request::get("/web/api/v2/x").field("Connection", "TE").field("TE", sent);
+        assert_eq!(world.call(Way::Intercept, &request).await.status, 200, "{sent}");
+        let head = world.origin.requests().pop().unwrap().head;
+        assert_eq!(head.values("te"), seen, "{sent}");
+    }
+}
+
+#[tokio::test]
 async fn hop_by_hop_fields_of_an_answer_do_not_cross() {
     let world = World::start().await;
     let answer = "HTTP/1.1 200 OK\r\nConnection: X-Private\r\nX-Private: 1\r\nKeep-Alive: timeout=5\r\n\

@@ -65,6 +65,17 @@ async fn connect_in_http_1_0_without_host_opens_a_tunnel() {
 }
 
 #[tokio::test]
+async fn answer_to_a_connect_has_no_framing_fields() {
+    let world = World::start().await;
+    for version in ["HTTP/1.0", "HTTP/1.1"] {
+        let mut wire = world.wire().await;
+        wire.send(format!("CONNECT {API}:443 {version}\r\nHost: {API}\r\n\r\n")).await;
+        let head = wire.head().await.unwrap().unwrap();
+        assert_eq!((head.word(1), &head.fields[..]), ("200", &[][..]), "{version}");
+    }
+}
+
+#[tokio::test]
 async fn host_of_a_connect_is_not_looked_at() {
     let world = World::start().await;
     let bytes = format!("CONNECT {API}:443 HTTP/1.1\r\nHost: elsewhere.test:1\r\n\r\n");

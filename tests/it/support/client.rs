@@ -12,7 +12,7 @@ pub(crate) const API: &str = "web-agr.chitai-gorod.ru";
 pub(crate) const GATE: &str = "web-gate.chitai-gorod.ru";
 
 /// The ways to the API through one port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Way {
     /// CONNECT, then TLS with a certificate of the sidecar's CA.
     Intercept,

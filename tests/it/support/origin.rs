@@ -325,9 +325,14 @@ impl Origin {
             .unwrap_or_else(|_| panic!("{} of {count} at the gate", *self.shared.arrived.borrow()));
     }
 
+    /// Lets all connections on which no request is under way be closed.
+    pub(crate) fn start_dropping_idle_connections(&self) {
+        self.shared.drop_idle.send_modify(|count| *count += 1);
+    }
+
     /// Closes all connections on which no request is under way, and waits until they are closed.
     pub(crate) async fn drop_idle_connections(&self) {
-        self.shared.drop_idle.send_modify(|count| *count += 1);
+        self.start_dropping_idle_connections();
         let mut open = self.shared.open.subscribe();
         let wait = open.wait_for(|&open| open == 0);
         tokio::time::timeout(PATIENCE, wait).await.expect("idle connections to close").unwrap();

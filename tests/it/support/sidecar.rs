@@ -173,6 +173,11 @@ impl Sidecar {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// Its open files and sockets.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// A request to the admin port.
     pub(crate) async fn ask(&self, method: &str, path: &str) -> Response {
         self.ask_with(method, path, "").await

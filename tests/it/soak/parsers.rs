@@ -1,8 +1,7 @@
 //! Hours of a parser's life in minutes: the token dies again and again, and the solver fails half
 //! of the time.
 //!
-//! Ignored unless asked for: `tests/run.sh -- --ignored --nocapture soak`. It
-//! lasts `SOAK_SECONDS` (900), and a token lives `SOAK_DEATH_SECONDS` (60).
+//! It lasts `SOAK_SECONDS` (900), and a token lives `SOAK_DEATH_SECONDS` (60).
 //! While the anonymous door is open, parsers see no error; with
 //! `SOAK_DOOR=closed` the solver is the only source, and they see the 401 of
 //! failed runs and of the back-off after them, and nothing else.
@@ -14,6 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
+use super::seconds;
 use crate::support::client::API;
 use crate::support::parser::{in_container, script};
 use crate::support::sidecar::{output_within, stderr, stdout};
@@ -99,11 +99,6 @@ impl fmt::Display for Report {
         write!(f, "{requests} requests, {errors} errors seen, {retries} retries by the library, ")?;
         write!(f, "longest {longest:.2} s")
     }
-}
-
-/// A number of seconds from the environment of the test run.
-fn seconds(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).map_or(default, |value| value.parse().expect(variable))
 }
 
 /// Runs a parser for its time, through the proxy.
@@ -192,8 +187,8 @@ async fn start(door: AnonymousDoor) -> World {
 #[tokio::test]
 #[ignore = "lasts SOAK_SECONDS, a quarter of an hour"]
 async fn parsers_see_no_error_but_those_of_failed_runs_where_no_other_source_works() {
-    let length = seconds("SOAK_SECONDS", 900);
-    let period = seconds("SOAK_DEATH_SECONDS", 60);
+    let length = seconds("SOAK_SECONDS", 900).as_secs();
+    let period = seconds("SOAK_DEATH_SECONDS", 60).as_secs();
     let door = AnonymousDoor::from_environment();
     let world = start(door).await;
     let (spider, program, modes) = tokio::join!(
