@@ -3,10 +3,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 
@@ -74,11 +74,15 @@ impl Body for AnswerBody {
 pub(super) struct Watched {
     body: AnswerBody,
     watch: Arc<Watch>,
+    /// Only the connection's end tells the client that it has all.
+    until_close: bool,
 }
 
 impl Watched {
-    pub(super) fn new(body: AnswerBody, watch: &Arc<Watch>) -> Self {
-        Self { body, watch: Arc::clone(watch) }
+    /// `body` for a client that speaks `version`.
+    pub(super) fn new(body: AnswerBody, version: Version, watch: &Arc<Watch>) -> Self {
+        let until_close = version != Version::HTTP_11 && body.size_hint().exact().is_none();
+        Self { body, watch: Arc::clone(watch), until_close }
     }
 }
 
@@ -96,7 +100,12 @@ impl Body for Watched {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if this.until_close && matches!(frame, Some(Err(_))) {
+            this.watch.answer_cut_short();
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

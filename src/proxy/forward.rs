@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, MAX_FORWARDS};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
@@ -77,7 +77,11 @@ impl Service {
     ) -> Result<Answer, ProxyError> {
         let (mut parts, body) = request.into_parts();
         let proxy = &*self.proxy;
-        let credentials = if to.with_token {
+        if !may_go_on(&mut parts) {
+            return Ok(Response::new(AnswerBody::made("")));
+        }
+        // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
+        let credentials = if to.with_token && parts.method != Method::TRACE {
             credentials_of(&parts.headers, proxy, client.address.ip())
         } else {
             Credentials::Keep
@@ -96,6 +100,23 @@ impl Service {
         }
         Ok(answer)
     }
+}
+
+/// Counts this hop in `Max-Forwards`; `false` where the request was meant to end
+/// here (RFC 9110 §7.6.2).
+fn may_go_on(parts: &mut Parts) -> bool {
+    if parts.method != Method::OPTIONS && parts.method != Method::TRACE {
+        return true;
+    }
+    let Some(value) = parts.headers.get_mut(MAX_FORWARDS) else {
+        return true;
+    };
+    match value.to_str().ok().and_then(|hops| hops.parse::<u64>().ok()) {
+        Some(0) => return false,
+        Some(hops) => *value = HeaderValue::from(hops - 1),
+        None => {}
+    }
+    true
 }
 
 /// Whether the client waits to be asked for its body.

@@ -20,6 +20,8 @@ use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::error::ProxyError;
 use super::replay::{Memory, Reserved};
@@ -77,9 +79,30 @@ impl HeadWatch {
     }
 }
 
+/// A connection that can be broken off.
+pub(super) trait Resettable {
+    /// Lets the connection end by a reset: the other side must not take its
+    /// end for the end of what it was reading.
+    fn reset(&self);
+}
+
+impl Resettable for TcpStream {
+    fn reset(&self) {
+        // It may be gone already.
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl<I: Resettable> Resettable for TlsStream<I> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
 /// A client's stream whose heads are looked at.
-pub(super) struct Inspected<I> {
-    stream: I,
+pub(super) struct Inspected<I: Resettable> {
+    /// There until it is taken out or dropped.
+    stream: Option<I>,
     head: Arc<HeadWatch>,
     watch: Arc<Watch>,
     due: Due,
@@ -100,7 +123,7 @@ enum Due {
     Anything,
 }
 
-impl<I> Inspected<I> {
+impl<I: Resettable> Inspected<I> {
     /// `stream`, looked at; half heads take `memory`.
     pub(super) fn new(
         stream: I,
@@ -109,7 +132,7 @@ impl<I> Inspected<I> {
         memory: &Memory,
     ) -> Self {
         Self {
-            stream,
+            stream: Some(stream),
             head: Arc::clone(head),
             watch: Arc::clone(watch),
             due: Due::Head,
@@ -120,8 +143,15 @@ impl<I> Inspected<I> {
     }
 
     /// The stream itself, for another protocol.
-    pub(super) fn into_inner(self) -> I {
-        self.stream
+    pub(super) fn into_inner(mut self) -> I {
+        self.stream.take().expect("it is taken out once")
+    }
+
+    fn stream(&mut self) -> Pin<&mut I>
+    where
+        I: Unpin,
+    {
+        Pin::new(self.stream.as_mut().expect("a stream that is still read"))
     }
 
     /// Looks at `bytes`, and says how many of them hyper may have now.
@@ -196,7 +226,7 @@ impl<I> Inspected<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
+impl<I: AsyncRead + Resettable + Unpin> AsyncRead for Inspected<I> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -205,7 +235,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if this.early.is_empty() {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+            ready!(this.stream().poll_read(cx, buf))?;
         } else if this.head.is_busy() {
             this.head.reader.register(cx.waker());
             return Poll::Pending;
@@ -232,7 +262,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Inspected<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> Inspected<I> {
+impl<I: AsyncWrite + Resettable + Unpin> Inspected<I> {
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(_)) => self.watch.taken(),
@@ -243,14 +273,14 @@ impl<I: AsyncWrite + Unpin> Inspected<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
+impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        let written = this.stream().poll_write(cx, buf);
         this.note(written)
     }
 
@@ -260,20 +290,28 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Inspected<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let written = this.stream().poll_write_vectored(cx, bufs);
         this.note(written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        self.get_mut().stream().poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        self.get_mut().stream().poll_shutdown(cx)
+    }
+}
+
+impl<I: Resettable> Drop for Inspected<I> {
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.as_ref().filter(|_| self.watch.was_cut_short()) {
+            stream.reset();
+        }
     }
 }
 
@@ -349,6 +387,10 @@ mod tests {
         use std::collections::VecDeque;
 
         pub(super) struct Reads(pub(super) VecDeque<Vec<u8>>);
+
+        impl Resettable for Reads {
+            fn reset(&self) {}
+        }
 
         impl AsyncRead for Reads {
             fn poll_read(

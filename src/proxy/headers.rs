@@ -12,7 +12,7 @@
 
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-    COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
     WWW_AUTHENTICATE,
 };
@@ -46,7 +46,7 @@ const NOT_IN_TRAILERS: [HeaderName; 12] = [
     SET_COOKIE,
     TRAILER,
     WWW_AUTHENTICATE,
-    HeaderName::from_static("max-forwards"),
+    MAX_FORWARDS,
     HeaderName::from_static("expect"),
 ];
 

@@ -25,7 +25,7 @@ use tracing::debug;
 use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
-use super::head::Inspected;
+use super::head::{Inspected, Resettable};
 use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
 use crate::config::normalize_host;
 use crate::hints::Hint;
@@ -123,7 +123,7 @@ impl Service {
     /// Serves HTTP inside the tunnel.
     async fn serve_inner<I>(self: &Rc<Self>, stream: I, tunnelled: &Tunnelled, client: SocketAddr)
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
     {
         let connection = ClientConnection::new(client);
         self.serve_http(stream, |request, head| {
@@ -248,6 +248,12 @@ impl Rewound {
         let parts =
             parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
         Ok(Self::new(parts.read_buf, parts.io.into_inner().into_inner()))
+    }
+}
+
+impl Resettable for Rewound {
+    fn reset(&self) {
+        self.stream.reset();
     }
 }
 

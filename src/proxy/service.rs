@@ -24,7 +24,7 @@ use super::body::{AnswerBody, Watched};
 use super::credentials::{presents, without_basic};
 use super::error::ProxyError;
 use super::forward::Outbound;
-use super::head::{HeadWatch, Inspected};
+use super::head::{HeadWatch, Inspected, Resettable};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
@@ -178,7 +178,7 @@ impl Service {
     /// `route` is told what is wrong with the head as it came.
     pub(super) async fn serve_http<I, R, F>(&self, stream: I, route: R)
     where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
         R: Fn(Request<Incoming>, Result<(), ProxyError>) -> F,
         F: Future<Output = Answer>,
     {
@@ -187,7 +187,7 @@ impl Service {
         let upstream_patience = self.proxy.settings.upstream_timeout;
         let service = service_fn(|request| {
             watch.head_parsed();
-            let is_connect = request.method() == Method::CONNECT;
+            let (is_connect, version) = (request.method() == Method::CONNECT, request.version());
             let answer = route(request, head.take());
             let (watch, head) = (Arc::clone(&watch), Arc::clone(&head));
             async move {
@@ -196,7 +196,7 @@ impl Service {
                     head.await_head();
                 }
                 watch.answer_begun(patience(&answer, upstream_patience));
-                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, &watch)))
+                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, version, &watch)))
             }
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();

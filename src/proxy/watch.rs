@@ -74,6 +74,8 @@ pub(super) struct Watch {
     half_head: AtomicBool,
     /// No head has come whole.
     newcomer: AtomicBool,
+    /// An answer broke off in a way that the client would take for its end.
+    cut_short: AtomicBool,
     greeted: Notify,
     expired: Notify,
 }
@@ -88,6 +90,7 @@ impl Watch {
             unread: AtomicBool::new(false),
             half_head: AtomicBool::new(false),
             newcomer: AtomicBool::new(true),
+            cut_short: AtomicBool::new(false),
             greeted: Notify::new(),
             expired: Notify::new(),
         };
@@ -147,6 +150,16 @@ impl Watch {
         } else {
             self.enter(Phase::Rest, Some(REST_LIMIT));
         }
+    }
+
+    /// An answer that only the connection's end would end broke off.
+    pub(super) fn answer_cut_short(&self) {
+        self.cut_short.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection must not end as if all had come.
+    pub(super) fn was_cut_short(&self) -> bool {
+        self.cut_short.load(Ordering::Relaxed)
     }
 
     /// Ends when a head has been parsed, at once where that was before. To be

@@ -118,6 +118,34 @@ async fn every_method_passes() {
 }
 
 #[tokio::test]
+async fn trace_carries_no_token_of_ours() {
+    let world = World::start().await;
+    for way in Way::ALL {
+        assert_eq!(world.call(way, &Request::new("TRACE", "/web/api/v2/x")).await.status, 401);
+        let head = world.origin.requests().pop().unwrap().head;
+        assert!(head.value("authorization").is_none(), "{way:?}: {head:?}");
+    }
+}
+
+#[tokio::test]
+async fn max_forwards_counts_the_hop() {
+    let world = World::start().await;
+    for (method, sent, seen) in [
+        ("OPTIONS", "2", Some("1")),
+        ("OPTIONS", "0", None),
+        ("TRACE", "0", None),
+        ("GET", "0", Some("0")),
+    ] {
+        let before = world.origin.requests().len();
+        let request = Request::new(method, "/web/api/v2/x").field("Max-Forwards", sent);
+        assert_eq!(world.call(Way::Intercept, &request).await.status, 200, "{method} {sent}");
+        let reached = world.origin.requests().split_off(before);
+        let values: Vec<_> = reached.iter().map(|one| one.head.value("max-forwards")).collect();
+        assert_eq!(values, seen.map(Some).into_iter().collect::<Vec<_>>(), "{method} {sent}");
+    }
+}
+
+#[tokio::test]
 async fn fields_arrive_in_case_and_order_with_nothing_added() {
     let world = World::start().await;
     for way in Way::ALL {
@@ -377,4 +405,19 @@ async fn http_1_0_client_gets_a_body_that_ends_with_the_connection_or_has_a_leng
     assert_eq!(response.status, 200);
     assert_ne!(response.framing, Framing::Chunked);
     assert_eq!(response.body.len(), 1000);
+}
+
+#[tokio::test]
+async fn http_1_0_client_does_not_take_half_an_answer_for_the_whole() {
+    let world = World::start().await;
+    let half = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n5\r\nsec";
+    world.origin.script("/web/api/v2/half", half, true);
+    for way in [Way::AbsoluteHttp, Way::PlainTunnel, Way::Intercept] {
+        let target = if way == Way::AbsoluteHttp { format!("http://{API}") } else { String::new() };
+        let mut wire = world.open(way).await.wire;
+        wire.send(format!("GET {target}/web/api/v2/half HTTP/1.0\r\nHost: {API}\r\n\r\n")).await;
+        let error = wire.until_end().await.expect_err("a clean end");
+        let broken = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::UnexpectedEof];
+        assert!(broken.contains(&error.kind()), "{way:?}: {error}");
+    }
 }

@@ -184,6 +184,18 @@ async fn answer_that_is_not_http_is_502_upstream_protocol() {
 }
 
 #[tokio::test]
+async fn answer_of_two_lengths_is_502() {
+    let world = World::start().await;
+    for lengths in
+        ["Content-Length: 2\r\nContent-Length: 3", "Content-Length: 2, 3", "Content-Length: -2"]
+    {
+        let answer = format!("HTTP/1.1 200 OK\r\n{lengths}\r\n\r\nok!");
+        world.origin.script("/web/api/v2/lengths", answer, true);
+        check_error(&world, "/web/api/v2/lengths", 502, "upstream_protocol").await;
+    }
+}
+
+#[tokio::test]
 async fn answer_in_an_unknown_transfer_coding_is_502() {
     let world = World::start().await;
     for coding in ["gzip, chunked", "gzip", "chunked, chunked", "identity"] {
