@@ -9,13 +9,15 @@
 #   tests/run.sh -- --ignored --nocapture soak::parsers  for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
 #   tests/run.sh -- --ignored --nocapture soak::faults   half an hour (SOAK_SECONDS) at SOAK_RATE (200) requests a second,
 #                                                        a token's death a minute, something broken every ten seconds
+#   DIFFERENTIAL_STREAMS=20000 tests/run.sh -- --nocapture differential  damaged requests, more than the usual 1500
 #
-# Needed: redis-server, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
+# Needed: redis-server, nginx, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl
 # module, Node (18 or later) and a JDK; for clients behind an alias the right to mount and to listen on port 443.
 # What is missing comes by apt-get, as root or by sudo. The Python clients and the schemas of Kubernetes
 # (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 #
 # SOAK_DOOR=closed leaves the parsers of soak::parsers no source but the failing solver: 401 is then all that they may see.
+# The differential test prints its seed; DIFFERENTIAL_SEED repeats it.
 #
 # A test that cannot run here writes «skipped: <test>: <reason>» to standard error. TOKEN_SIDECAR_TEST_NO_SKIP makes it
 # fail instead: 1 (the default, but not with --no-install) if a program or a package is missing, all also if the machine
@@ -40,6 +42,7 @@ venv=${TOKEN_SIDECAR_TEST_VENV:-$PWD/.venv}
 # Debian packages whose programs are missing.
 missing_packages() {
   command -v redis-server >/dev/null || echo redis-server
+  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || echo nginx-light
   command -v curl >/dev/null || echo curl
   command -v openssl >/dev/null || echo openssl
   command -v python3 >/dev/null || echo python3
@@ -69,7 +72,7 @@ install_packages() {
   fi
   echo "installing ${packages[*]}"
   "${as_root[@]}" apt-get update -qq
-  # The package would start a server of its own: the tests start theirs.
+  # Some packages would start a server of their own: the tests start theirs.
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends "${packages[@]}"
 }
 

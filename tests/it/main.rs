@@ -14,6 +14,7 @@ mod authorization;
 mod clients;
 mod commands;
 mod commands_env;
+mod differential;
 mod dns;
 mod doctor;
 mod documents;
