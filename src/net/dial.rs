@@ -62,7 +62,8 @@ pub enum DialError {
         /// What was said, and by whom.
         error: ResolveError,
     },
-    /// No address took the connection.
+    /// No address took the connection, or the one that did broke it off in the
+    /// TLS handshake.
     #[error("cannot connect to {host}:{port}: {error}")]
     Connect {
         /// The destination as it was dialled.
@@ -223,7 +224,13 @@ impl Dialer {
             let failed = |error| DialError::Tls { host: host.to_owned(), error };
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|error| failed(io::Error::other(error)))?;
-            let stream = self.tls.connect(name, tcp).await.map_err(failed)?;
+            let stream = self.tls.connect(name, tcp).await.map_err(|error| {
+                if is_of_tls(&error) {
+                    failed(error)
+                } else {
+                    DialError::Connect { host: host.to_owned(), port, error }
+                }
+            })?;
             Ok(UpstreamStream::Tls(Box::new(stream)))
         };
         self.bounded(host, port, open).await
@@ -438,9 +445,24 @@ impl AsyncWrite for UpstreamStream {
     }
 }
 
+/// Whether a handshake failed by what was said in it. A connection that broke
+/// says nothing of a certificate.
+fn is_of_tls(error: &io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<rustls::Error>())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn broken_connection_is_no_matter_of_certificates() {
+        let bad = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        assert!(is_of_tls(&io::Error::new(io::ErrorKind::InvalidData, bad)));
+        assert!(!is_of_tls(&io::ErrorKind::ConnectionReset.into()));
+        let end = io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof");
+        assert!(!is_of_tls(&end));
+    }
 
     #[tokio::test]
     async fn an_address_that_refuses_makes_way_for_the_next() {

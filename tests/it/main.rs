@@ -20,6 +20,7 @@ mod doctor;
 mod documents;
 mod drain;
 mod expect;
+mod faults;
 mod fidelity;
 mod gate;
 mod guide;

@@ -34,8 +34,25 @@ impl TestCa {
 
     /// TLS as a server with a certificate for `names`.
     pub(crate) fn acceptor(&self, names: &[&str]) -> TlsAcceptor {
+        self.acceptor_of(names, |_| {})
+    }
+
+    /// The same with a certificate that was good only in that year.
+    pub(crate) fn acceptor_of_year(&self, names: &[&str], year: i32) -> TlsAcceptor {
+        self.acceptor_of(names, |params| {
+            params.not_before = rcgen::date_time_ymd(year, 1, 1);
+            params.not_after = rcgen::date_time_ymd(year, 12, 31);
+        })
+    }
+
+    fn acceptor_of(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> TlsAcceptor {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();

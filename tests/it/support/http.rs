@@ -5,9 +5,11 @@
 //! lost or normalised on the way into an assertion.
 
 use std::io;
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use socket2::Socket;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -17,6 +19,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A stream of either kind, plain or TLS.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
+
+/// The socket below a stream, for [`Wire::above`].
+pub(crate) fn socket_of(stream: &TcpStream) -> Socket {
+    Socket::from(stream.as_fd().try_clone_to_owned().unwrap())
+}
 
 /// Bytes as text, one character per byte.
 pub(crate) fn text(bytes: &[u8]) -> String {
@@ -124,15 +131,50 @@ impl Response {
     }
 }
 
+/// How a stand-in leaves a connection after what it has said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It says no more, and waits for the other side.
+    Stall,
+    /// It closes in order: over TLS with `close_notify`.
+    Close,
+    /// TCP ends, and TLS, if there is any, without a word.
+    Cut,
+    /// TCP is reset.
+    Reset,
+}
+
 /// A connection with what has been read ahead on it.
 pub(crate) struct Wire {
     io: Box<dyn Duplex>,
     buffer: BytesMut,
+    /// The socket below, where it may have to be reset.
+    socket: Option<Socket>,
 }
 
 impl Wire {
     pub(crate) fn new(io: impl Duplex + 'static) -> Self {
-        Self { io: Box::new(io), buffer: BytesMut::new() }
+        Self { io: Box::new(io), buffer: BytesMut::new(), socket: None }
+    }
+
+    /// Lets [`Self::end`] reset the `socket` below.
+    pub(crate) fn above(mut self, socket: Socket) -> Self {
+        self.socket = Some(socket);
+        self
+    }
+
+    /// Leaves the connection so; the error says that it is to be dropped.
+    pub(crate) async fn end(&mut self, end: End) -> io::Result<()> {
+        match end {
+            End::Stall => self.until_end().await.map(drop),
+            End::Close => self.try_finish().await,
+            End::Cut => Err(io::ErrorKind::ConnectionAborted.into()),
+            End::Reset => {
+                let socket = self.socket.as_ref().expect("a wire above a socket");
+                socket.set_linger(Some(Duration::ZERO))?;
+                Err(io::ErrorKind::ConnectionReset.into())
+            }
+        }
     }
 
     /// Opens a TCP connection.

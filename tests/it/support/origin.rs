@@ -34,7 +34,9 @@ use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::http::{Framing, Head, PATIENCE, Wire, chunk, head, last_chunk, message};
+use super::http::{
+    End, Framing, Head, PATIENCE, Wire, chunk, head, last_chunk, message, socket_of,
+};
 use super::token::{LIFE, Tokens, now};
 
 /// The path of the verifier's question.
@@ -152,7 +154,24 @@ pub(crate) enum Verification {
     Hangs,
 }
 
+/// What a connection meets before the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// TLS, if this stand-in speaks it.
+    Usual,
+    /// Nothing at all.
+    Silence,
+    /// The beginning of a TLS handshake, and then nothing.
+    HalfHandshake,
+    /// The greeting of the client is read, and then this.
+    Ends(End),
+    /// An answer in plain text.
+    PlainText,
+}
+
 struct Settings {
+    greeting: Greeting,
+    tls: Option<TlsAcceptor>,
     door: Door,
     page: Page,
     verification: Verification,
@@ -168,7 +187,7 @@ struct Settings {
 #[derive(Clone)]
 struct Script {
     bytes: Vec<u8>,
-    close: bool,
+    end: End,
 }
 
 struct Shared {
@@ -226,6 +245,8 @@ impl Origin {
     ) -> Self {
         let addr = listener.local_addr().unwrap();
         let settings = Settings {
+            greeting: Greeting::Usual,
+            tls,
             door: Door::Open,
             page: Page::SetsCookie,
             verification: Verification::ByToken,
@@ -251,7 +272,6 @@ impl Origin {
         let stop = CancellationToken::new();
         tokio::spawn(stop.clone().run_until_cancelled_owned(accept(
             listener,
-            tls,
             shared.clone(),
             stop.clone(),
         )));
@@ -268,6 +288,16 @@ impl Origin {
 
     pub(crate) fn set_page(&self, page: Page) {
         self.shared.settings.lock().unwrap().page = page;
+    }
+
+    /// What new connections meet from now on.
+    pub(crate) fn set_greeting(&self, greeting: Greeting) {
+        self.shared.settings.lock().unwrap().greeting = greeting;
+    }
+
+    /// What new connections are shown as a certificate from now on.
+    pub(crate) fn set_tls(&self, tls: TlsAcceptor) {
+        self.shared.settings.lock().unwrap().tls = Some(tls);
     }
 
     /// Closes the ways to a token that lead here, so that only the solver is left.
@@ -302,7 +332,12 @@ impl Origin {
 
     /// Answers `path` with exactly these bytes, and then keeps the connection or closes it.
     pub(crate) fn script(&self, path: &str, bytes: impl Into<Vec<u8>>, close: bool) {
-        let script = Script { bytes: bytes.into(), close };
+        self.script_to(path, bytes, if close { End::Close } else { End::Stall });
+    }
+
+    /// Answers `path` with exactly these bytes, and then leaves the connection so.
+    pub(crate) fn script_to(&self, path: &str, bytes: impl Into<Vec<u8>>, end: End) {
+        let script = Script { bytes: bytes.into(), end };
         self.shared.settings.lock().unwrap().scripts.insert(path.to_owned(), script);
     }
 
@@ -388,17 +423,12 @@ impl Origin {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    shared: Arc<Shared>,
-    stop: CancellationToken,
-) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             continue;
         };
-        let serve = converse(stream, tls.clone(), shared.clone());
+        let serve = converse(stream, shared.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(serve));
     }
 }
@@ -422,10 +452,19 @@ impl Drop for Open {
     }
 }
 
-async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
+async fn converse(stream: TcpStream, shared: Arc<Shared>) {
     let _ = stream.set_nodelay(true);
     shared.accepted.fetch_add(1, Ordering::Relaxed);
     let _open = Open::new(shared.clone());
+    let (greeting, tls) = {
+        let settings = shared.settings.lock().unwrap();
+        (settings.greeting, settings.tls.clone())
+    };
+    let socket = socket_of(&stream);
+    if greeting != Greeting::Usual {
+        let _ = greet(Wire::new(stream).above(socket), greeting).await;
+        return;
+    }
     let wire = match tls {
         None => Wire::new(stream),
         Some(tls) => match tls.accept(stream).await {
@@ -433,8 +472,25 @@ async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Share
             Err(_) => return,
         },
     };
-    let mut talk = Talk { wire, shared };
+    let mut talk = Talk { wire: wire.above(socket), shared };
     let _ = talk.serve().await;
+}
+
+async fn greet(mut wire: Wire, greeting: Greeting) -> io::Result<()> {
+    // A handshake message of 122 bytes, a ServerHello, of which two bytes of its version come.
+    const HALF_A_SERVER_HELLO: &[u8] = &[22, 3, 3, 0, 122, 2, 0, 0, 118, 3, 3];
+    if greeting != Greeting::Silence {
+        wire.exactly(5).await?;
+    }
+    match greeting {
+        Greeting::HalfHandshake => wire.try_send(HALF_A_SERVER_HELLO).await?,
+        Greeting::PlainText => {
+            wire.try_send("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await?;
+        }
+        Greeting::Ends(end) => return wire.end(end).await,
+        Greeting::Usual | Greeting::Silence => {}
+    }
+    wire.end(End::Stall).await
 }
 
 /// One connection's conversation.
@@ -533,9 +589,14 @@ impl Talk {
             return self.refuse(&head).await;
         }
         let script = self.shared.settings.lock().unwrap().scripts.get(&path).cloned();
-        if let Some(Script { bytes, close }) = script {
+        if let Some(Script { bytes, end }) = script {
             self.wire.try_send(bytes).await?;
-            return Ok(if close { Next::Close } else { Next::Keep });
+            return match end {
+                // There may be more requests to come.
+                End::Stall => Ok(Next::Keep),
+                End::Close => Ok(Next::Close),
+                End::Cut | End::Reset => self.wire.end(end).await.map(|()| Next::Close),
+            };
         }
         self.behave(behaviour, index).await
     }

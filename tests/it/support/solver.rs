@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::http::{Framing, Head, PATIENCE, Wire, message};
+use super::http::{End, Framing, Head, PATIENCE, Wire, message, socket_of};
 use super::token::Tokens;
 
 /// What a solve ends in.
@@ -37,6 +37,8 @@ pub(crate) enum Mode {
     NullSolution,
     /// HTTP 200 with something that is not JSON.
     Garbage,
+    /// These bytes, and then the connection is left so.
+    Broken(&'static str, End),
     /// Closes without an answer.
     HangsUp,
     /// Accepts and never answers.
@@ -55,6 +57,7 @@ pub(crate) enum Mode {
 struct State {
     mode: Mode,
     commands: Vec<Value>,
+    heads: Vec<Head>,
     /// Open sessions, and whether a page has been waited on in each.
     sessions: BTreeMap<String, bool>,
     in_flight: usize,
@@ -85,6 +88,7 @@ impl Solver {
         let state = State {
             mode: Mode::Solves,
             commands: Vec::new(),
+            heads: Vec::new(),
             sessions: BTreeMap::new(),
             in_flight: 0,
             most_in_flight: 0,
@@ -153,6 +157,12 @@ impl Solver {
         self.shared.state.lock().unwrap().commands.clone()
     }
 
+    /// Everything that it was told, as one text.
+    pub(crate) fn everything(&self) -> String {
+        let state = self.shared.state.lock().unwrap();
+        format!("{:?} {}", state.heads, Value::from(state.commands.clone()))
+    }
+
     /// Names of the sessions that nobody has destroyed yet.
     pub(crate) fn open_sessions(&self) -> Vec<String> {
         self.shared.state.lock().unwrap().sessions.keys().cloned().collect()
@@ -170,8 +180,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, stop: CancellationTo
 }
 
 async fn converse(stream: TcpStream, shared: Arc<Shared>) -> io::Result<()> {
-    let mut wire = Wire::new(stream);
+    let socket = socket_of(&stream);
+    let mut wire = Wire::new(stream).above(socket);
     while let Some(head) = wire.head().await? {
+        shared.state.lock().unwrap().heads.push(head.clone());
         let body = wire.body(Framing::of_request(&head)).await?.bytes;
         match (head.word(0), head.word(1)) {
             ("GET", "/health") => reply(&mut wire, 200, shared.case("health_GET_/health")).await?,
@@ -297,6 +309,10 @@ async fn solve(wire: &mut Wire, request: &Value, shared: &Arc<Shared>) -> io::Re
             reply(wire, 200, json!({"status": "ok", "message": "", "solution": null})).await
         }
         Mode::Garbage => send(wire, 200, b"<html>502 Bad Gateway</html>").await,
+        Mode::Broken(bytes, end) => {
+            wire.try_send(bytes).await?;
+            wire.end(end).await
+        }
         Mode::HangsUp => Err(io::ErrorKind::ConnectionReset.into()),
         Mode::Never => wire.until_end().await.map(drop),
         Mode::Endless(bytes) => send(wire, 200, &vec![b' '; bytes]).await,
