@@ -17,7 +17,8 @@
 # (tests/clients/requirements.txt) go to .venv, or to where TOKEN_SIDECAR_TEST_VENV points. A second run installs nothing.
 #
 # SOAK_DOOR=closed leaves the parsers of soak::parsers no source but the failing solver: 401 is then all that they may see.
-# The differential test prints its seed; DIFFERENTIAL_SEED repeats it.
+# The differential test prints its seed; DIFFERENTIAL_SEED repeats it. tests/slowhttp.sh and tests/tlsscan.sh try the
+# release binary with slow clients and with a scanner of TLS; neither is part of a run.
 #
 # A test that cannot run here writes «skipped: <test>: <reason>» to standard error. TOKEN_SIDECAR_TEST_NO_SKIP makes it
 # fail instead: 1 (the default, but not with --no-install) if a program or a package is missing, all also if the machine
