@@ -7,19 +7,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Uri;
-use rustix::process::{Resource, getrlimit, setrlimit};
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 use url::Url;
 
 use crate::admin::{self, AdminState};
 use crate::config::{self, Config, ConfigError};
 use crate::hints::{FIRST_LOOK, Hints};
 use crate::metrics::Metrics;
-use crate::net::{ClientLimits, Dialer, Door, Egress, Resolver, Servers, Ways, Worker, Workers};
+use crate::net::{
+    self, ClientLimits, Dialer, Door, Egress, Resolver, Servers, Ways, Worker, Workers,
+};
 use crate::proxy::{Bounds, Memory, Origins, Proxy, ProxyError, Service, Settings};
 use crate::refresh::{Parts, RefreshSettings, Refresher, SetupError};
 use crate::tls::{self, Authority, Leaves, TlsError, TrustBundle};
@@ -76,7 +77,7 @@ impl App {
     ///
     /// [`AppError`]; nothing is left running then.
     pub fn start(config: &Config) -> Result<Self, AppError> {
-        raise_descriptor_limit();
+        net::raise_descriptor_limit();
         let doors = open_doors(&config.listen)?;
         let admin_listener = listen("ADMIN_LISTEN", config.listen.admin)?;
         let admin_address = address_of(&admin_listener)?;
@@ -101,6 +102,7 @@ impl App {
         core.watch_silence(FIRST_LOOK, &drain);
         let proxy = core.proxy(config, trust, &refresher, &release_held)?;
         let workers = start_workers(config, &doors, &proxy, &drain)?;
+        net::check_descriptor_limit(config.limits.connections);
         info!(
             proxy = %proxy_address,
             admin = %admin_address,
@@ -324,12 +326,14 @@ impl Core {
             parent: upstream.proxy.clone(),
             resolver: resolver(upstream)?,
         };
+        let metrics = Arc::new(Metrics::new(config.listen.workers.get()));
+        let limit = upstream.connect_timeout;
         Ok(Self {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),
-            metrics: Arc::new(Metrics::new(config.listen.workers.get())),
             hints: Arc::new(Hints::new()),
-            dialer: Arc::new(Dialer::new(egress, ways, tls, upstream.connect_timeout)),
+            dialer: Arc::new(Dialer::new(egress, ways, tls, limit, Arc::clone(&metrics))),
+            metrics,
         })
     }
 
@@ -553,16 +557,6 @@ fn url(variable: &'static str, uri: &Uri) -> Result<Url, ConfigError> {
 /// `total` in as equal parts as can be.
 fn shares(total: usize, parts: usize) -> Vec<usize> {
     (0..parts).map(|index| total / parts + usize::from(index < total % parts)).collect()
-}
-
-/// The soft limit of open files is often 1,024; a proxy needs two for each
-/// request. The hard limit is the operator's.
-fn raise_descriptor_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "cannot raise the limit of open files");
-    }
 }
 
 #[cfg(test)]

@@ -46,12 +46,14 @@ impl Port {
 
     async fn run(admin_token: Option<&str>, api: Option<SocketAddr>) -> Self {
         let egress = Egress::new(Vec::new(), Vec::new());
-        let dialer = Dialer::new(egress, Ways::default(), Arc::new(tls()), Duration::from_secs(5));
+        let (tls, limit) = (Arc::new(tls()), Duration::from_secs(5));
+        let metrics = Arc::new(Metrics::new(1));
+        let dialer = Dialer::new(egress, Ways::default(), tls, limit, Arc::clone(&metrics));
         let parts = Parts {
             cache: Arc::new(TokenCache::new()),
             clock: Arc::new(Clock::new()),
             dialer: Arc::new(dialer),
-            metrics: Arc::new(Metrics::new(1)),
+            metrics,
         };
         let state = Arc::new(AdminState {
             cache: Arc::clone(&parts.cache),

@@ -74,11 +74,14 @@ pub enum Limit {
     AnswerStall,
     /// A tunnel in which nothing moved.
     TunnelIdle,
+    /// The system's limit of open files: a client not accepted, a connection
+    /// not opened.
+    Descriptors,
 }
 
 impl Limit {
     /// Every limit, in the order of its discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Held,
@@ -93,6 +96,7 @@ impl Limit {
         Self::BodyStall,
         Self::AnswerStall,
         Self::TunnelIdle,
+        Self::Descriptors,
     ];
 
     /// The label's value.
@@ -113,6 +117,7 @@ impl Limit {
             Self::BodyStall => "body_stall",
             Self::AnswerStall => "answer_stall",
             Self::TunnelIdle => "tunnel_idle",
+            Self::Descriptors => "descriptors",
         }
     }
 }

@@ -20,9 +20,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::Egress;
+use super::descriptors::{are_exhausted, is_shortage};
 use super::parent::{Parent, ParentError, is_loopback, is_odd_address};
 use super::resolve::{ResolveError, Resolver};
 use crate::config::{ConnectTo, ParentProxy};
+use crate::metrics::{Limit, Metrics};
 
 /// Head start of one address before the next is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -31,7 +33,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// most a quarter of the time for the connection.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why no connection came about. All but the first two are the fault of the
+/// Why no connection came about. All but the first three are the fault of the
 /// upstream, or of what leads there.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -53,6 +55,14 @@ pub enum DialError {
         port: u16,
         /// Who says so.
         found: Found,
+    },
+    /// The system gives this process no more file descriptors.
+    #[error("no connection to {host}:{port}: the sidecar is at its own limit of open files")]
+    NoDescriptor {
+        /// The destination.
+        host: String,
+        /// Its port.
+        port: u16,
     },
     /// The name does not resolve.
     #[error("cannot resolve {host}: {error}")]
@@ -109,6 +119,21 @@ pub enum DialError {
         /// What rustls says.
         error: io::Error,
     },
+}
+
+impl DialError {
+    /// Whether the reason is that no descriptor was to be had. The resolvers
+    /// do not tell, so after their errors one is tried.
+    fn is_shortage(&self) -> bool {
+        match self {
+            Self::Connect { error, .. }
+            | Self::Parent { error: ParentError::Unreachable(error), .. } => is_shortage(error),
+            Self::Resolve { .. } | Self::Parent { error: ParentError::Unresolved(_), .. } => {
+                are_exhausted()
+            }
+            _ => false,
+        }
+    }
 }
 
 /// How a name turned out to be this process itself.
@@ -173,6 +198,7 @@ pub struct Dialer {
     resolver: Resolver,
     tls: TlsConnector,
     limit: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl Dialer {
@@ -183,6 +209,7 @@ impl Dialer {
         ways: Ways,
         tls: Arc<rustls::ClientConfig>,
         limit: Duration,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let entry = |to: ConnectTo| ((to.host, to.port), (to.to_host, to.to_port));
         Self {
@@ -192,6 +219,7 @@ impl Dialer {
             resolver: ways.resolver,
             tls: TlsConnector::from(tls),
             limit,
+            metrics,
         }
     }
 
@@ -255,10 +283,20 @@ impl Dialer {
             (Some((host, port)), _) => self.direct(host, *port, Reach::Operator).await,
             (None, Some(parent)) => self.by_parent(parent, host, port, reach).await,
             (None, None) => self.direct(host, port, reach).await,
-        }?;
+        };
+        let stream = stream.map_err(|error| self.blame(error, host, port))?;
         // Small writes must not wait for acknowledgements; failure costs only speed.
         let _ = stream.set_nodelay(true);
         Ok(stream)
+    }
+
+    /// The error for a client: what was our own limit is told so, and counted.
+    fn blame(&self, error: DialError, host: &str, port: u16) -> DialError {
+        if !error.is_shortage() {
+            return error;
+        }
+        self.metrics.limited(Limit::Descriptors);
+        DialError::NoDescriptor { host: host.to_owned(), port }
     }
 
     /// The entry of `CONNECT_TO`: the operator's word, whoever asks.

@@ -9,6 +9,7 @@
 //!   checked address is the one dialled.
 //! - The process's own listeners are never dialled.
 
+mod descriptors;
 mod dial;
 mod egress;
 mod fetch;
@@ -17,6 +18,7 @@ mod resolve;
 mod upstream;
 mod workers;
 
+pub use descriptors::{check_descriptor_limit, raise_descriptor_limit};
 pub use dial::{DialError, Dialer, Found, Reach, UpstreamStream, Ways};
 pub use egress::Egress;
 pub use fetch::{FetchError, origin_form};

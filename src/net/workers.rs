@@ -8,7 +8,8 @@
 //! # Invariants
 //!
 //! - A connection stays on the worker that serves it.
-//! - Errors of `accept` pause the loop; they never end it.
+//! - Errors of `accept` never end the loop. One that is not of a single
+//!   connection pauses it.
 //! - When the drain begins, what has connected by then is still accepted, and
 //!   nothing after it. A worker ends when its last connection has, or when its
 //!   time is up.
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ipnet::IpNet;
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -35,9 +37,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::descriptors::{Shortage, is_of_reserve, is_shortage};
 use crate::metrics::{Limit, Metrics};
 
 /// Pause after a failed `accept`: out of descriptors, mostly; let some close.
+/// Meanwhile clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Threads per worker for what blocks: name resolution and key making.
@@ -231,8 +235,11 @@ impl Accept {
                     Ok((stream, address)) => {
                         self.place(worker.index, (stream, address, door), &serve);
                     }
+                    Err(error) if is_of_one_client(&error) => {
+                        debug!(%error, "a client left before it was accepted");
+                    }
                     Err(error) => {
-                        warn!(%error, "accept failed, pausing");
+                        self.gate.cannot_accept(&error);
                         sleep(ACCEPT_PAUSE).await;
                     }
                 },
@@ -326,6 +333,27 @@ async fn accept_any(
     .await
 }
 
+/// Whether `error` of an `accept` is that of a connection which is gone with
+/// it: accept(2) passes on what the network said of it.
+fn is_of_one_client(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::CONNABORTED
+                | Errno::CONNRESET
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::NONET
+                | Errno::NOPROTOOPT
+                | Errno::OPNOTSUPP
+                | Errno::PROTO
+                | Errno::TIMEDOUT
+        )
+    )
+}
+
 fn take_over(handover: Handover, serve: &impl Fn(Client)) {
     let Handover { stream, address, door, admitted } = handover;
     match TcpStream::from_std(stream) {
@@ -340,11 +368,26 @@ struct Gate {
     metrics: Arc<Metrics>,
     open: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
+    shortage: Shortage,
 }
 
 impl Gate {
     fn new(limits: ClientLimits, metrics: Arc<Metrics>) -> Self {
-        Self { limits, metrics, open: AtomicUsize::new(0), by_address: Mutex::default() }
+        Self {
+            limits,
+            metrics,
+            open: AtomicUsize::new(0),
+            by_address: Mutex::default(),
+            shortage: Shortage::default(),
+        }
+    }
+
+    /// Notes that `accept` failed, with a client waiting.
+    fn cannot_accept(&self, error: &io::Error) {
+        if is_shortage(error) {
+            self.metrics.limited(Limit::Descriptors);
+        }
+        self.shortage.met(error);
     }
 
     /// Counts the connection in, or refuses it.
@@ -356,7 +399,10 @@ impl Gate {
         }
         let admitted = Admitted::count(self, ip);
         let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
-        let exceeded = if open > self.limits.connections {
+        let exceeded = if is_of_reserve(stream) {
+            self.shortage.met("the last file descriptors are for the clients that are in");
+            Limit::Descriptors
+        } else if open > self.limits.connections {
             Limit::Connections
         } else if of_client > self.limits.client_connections {
             Limit::ClientConnections

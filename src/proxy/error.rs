@@ -331,7 +331,7 @@ impl ProxyError {
             | Self::TooManyHeld { retry_after } => {
                 add_retry_after(headers, *retry_after);
             }
-            Self::Draining | Self::UpstreamBusy(_) => {
+            Self::Draining | Self::UpstreamBusy(_) | Self::Dial(DialError::NoDescriptor { .. }) => {
                 add_retry_after(headers, Duration::from_secs(1));
             }
             // The rest of such a message cannot be trusted to be framed.
@@ -370,6 +370,13 @@ fn dial_face(error: &DialError) -> Face {
             "proxy_loop_detected",
             "Ask the sidecar directly, not through itself: list its host in NO_PROXY of the \
              client. Behind an alias for the API's name, set UPSTREAM_DNS of the sidecar.",
+        ),
+        DialError::NoDescriptor { .. } => face(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            "connection_limit_reached",
+            "Try again after Retry-After. The upstream is not at fault: raise the sidecar's limit \
+             of open files (ulimit -n, nofile), or see who holds so many connections.",
         ),
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),

@@ -24,6 +24,7 @@ use url::Url;
 
 use super::{RefreshSettings, lock};
 use crate::config::{RedisSettings, Secret};
+use crate::metrics::Metrics;
 use crate::net::{Dialer, Egress, Ways};
 use crate::token::{RedisStore, Token};
 
@@ -228,7 +229,8 @@ pub(super) fn tls() -> rustls::ClientConfig {
 
 pub(super) fn dialer() -> Arc<Dialer> {
     let egress = Egress::new(Vec::new(), Vec::new());
-    Arc::new(Dialer::new(egress, Ways::default(), Arc::new(tls()), Duration::from_secs(5)))
+    let (tls, limit) = (Arc::new(tls()), Duration::from_secs(5));
+    Arc::new(Dialer::new(egress, Ways::default(), tls, limit, Arc::new(Metrics::new(1))))
 }
 
 /// A JWT for `subject`, issued now, that expires in `life` seconds.

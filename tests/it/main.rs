@@ -11,6 +11,7 @@ mod alias;
 mod architecture;
 mod authority;
 mod authorization;
+mod bounds;
 mod clients;
 mod commands;
 mod commands_env;

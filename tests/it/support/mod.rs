@@ -196,7 +196,12 @@ impl Stage {
 
     /// Starts the sidecar and waits only until it listens.
     pub(crate) async fn launch(self) -> World {
-        let sidecar = Sidecar::start(&self.variables, self.dir.path()).await;
+        self.launch_by(&[]).await
+    }
+
+    /// The same, by the command `runner`, which becomes the program.
+    pub(crate) async fn launch_by(self, runner: &[&str]) -> World {
+        let sidecar = Sidecar::start_by(runner, &self.variables, self.dir.path()).await;
         World { sidecar, stage: self }
     }
 }

@@ -23,8 +23,13 @@ pub(crate) type Variables = Vec<(String, String)>;
 
 /// A command that runs the program with exactly these variables.
 pub(crate) fn command(arguments: &[&str], variables: &Variables, dir: &Path) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(arguments).current_dir(dir).env_clear();
+    command_by(&[BINARY], arguments, variables, dir)
+}
+
+/// The same, run by the words of `program`, the last of which is the program itself.
+fn command_by(program: &[&str], arguments: &[&str], variables: &Variables, dir: &Path) -> Command {
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).args(arguments).current_dir(dir).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::null());
@@ -79,7 +84,13 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Starts `run` and waits until it listens.
     pub(crate) async fn start(variables: &Variables, dir: &Path) -> Self {
-        let mut child = command(&["run"], variables, dir)
+        Self::start_by(&[], variables, dir).await
+    }
+
+    /// The same as the child of `runner`, a command that becomes the program at its end.
+    pub(crate) async fn start_by(runner: &[&str], variables: &Variables, dir: &Path) -> Self {
+        let program = [runner, &[BINARY]].concat();
+        let mut child = command_by(&program, &["run"], variables, dir)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

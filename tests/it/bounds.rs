@@ -1,0 +1,159 @@
+//! Each bound is kept, answers quickly, counts, and lets go again.
+
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use crate::routes::check_is_made_here;
+use crate::support::client::Way;
+use crate::support::http::{Response, Wire};
+use crate::support::{Stage, World, until};
+
+const PATH: &str = "/web/api/v2/x";
+
+/// Files that the sidecar may open where they shall run out.
+const FILES: u64 = 128;
+
+/// Starts the sidecar with room for `FILES` files.
+async fn with_few_files(stage: Stage) -> World {
+    let files = FILES.to_string();
+    let script = "ulimit -n \"$1\" && shift && exec \"$@\"";
+    let world = stage.launch_by(&["sh", "-c", script, "sh", &files]).await;
+    world.sidecar.ready().await;
+    world
+}
+
+/// How often this was logged at this level.
+fn logged(world: &World, level: &str, message: &str) -> usize {
+    let same = |event: &serde_json::Value| event["level"] == level && event["message"] == message;
+    world.sidecar.events().iter().filter(|event| same(event)).count()
+}
+
+async fn limited(world: &World, limit: &str) -> f64 {
+    let label = format!("limit=\"{limit}\"");
+    world.sidecar.metric("sidecar_limited_total", &[&label]).await
+}
+
+/// The answer of a sidecar that is full.
+fn check_is_full(response: &Response) {
+    let seen = (response.status, response.code());
+    assert_eq!(seen, (503, "too_many_connections".into()), "{response:?}");
+    assert_eq!(response.value("retry-after"), Some("1"), "{response:?}");
+    check_is_made_here(response);
+}
+
+/// Opens connections until one is refused: those that were not, and the answer.
+async fn fill(world: &World) -> (Vec<Wire>, Response) {
+    let mut open = Vec::new();
+    for _ in 0..FILES {
+        let mut wire = world.wire().await;
+        // Whoever is in is answered, whoever is not is told so.
+        wire.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
+        let response = wire.response("GET").await;
+        if response.status != 200 {
+            return (open, response);
+        }
+        open.push(wire);
+    }
+    panic!("{FILES} clients in {FILES} files");
+}
+
+const SHORT: &str = "accepting no clients for now";
+const OVER: &str = "accepting clients again";
+
+#[tokio::test]
+async fn last_files_are_for_the_clients_that_are_in() {
+    let world = with_few_files(Stage::new().await).await;
+    let mut first = world.open(Way::Intercept).await;
+    let (open, refused) = fill(&world).await;
+    check_is_full(&refused);
+    assert!(open.len() > 20, "{}", open.len());
+    assert_eq!(first.get(PATH).await.status, 200, "it was in");
+    world.origin.drop_idle_connections().await;
+    assert_eq!(first.get(PATH).await.status, 200, "with a new connection to the shop");
+    assert_eq!(world.sidecar.ask("GET", "/ready").await.status, 200, "the admin port is served");
+    assert!(limited(&world, "descriptors").await > 0.5);
+    drop(open);
+    let freed = Instant::now();
+    until("a new client to be served", async || world.get(PATH).await.status == 200).await;
+    assert!(freed.elapsed() < Duration::from_secs(2), "{:?}", freed.elapsed());
+    until("the end of the shortage", async || logged(&world, "INFO", OVER) == 1).await;
+    assert_eq!(logged(&world, "WARN", SHORT), 1);
+}
+
+/// Uses up the last files, too, by the tunnels of clients that are in.
+async fn exhaust(world: &World, peer: &TcpListener) -> (Vec<Wire>, Response) {
+    let (mut open, _) = fill(world).await;
+    let target = peer.local_addr().unwrap();
+    let connect = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    for wire in &mut open {
+        wire.send(&connect).await;
+        let (head, _) = wire.response_head().await.unwrap();
+        if head.word(1) == "200" {
+            continue;
+        }
+        let framing = crate::support::http::Framing::of_response(&head, "CONNECT");
+        let body = wire.body(framing).await.unwrap().bytes;
+        let status = head.word(1).parse().unwrap();
+        let refused = Response { status, head, body, trailers: vec![], interim: vec![], framing };
+        return (open, refused);
+    }
+    panic!("{} tunnels in {FILES} files", open.len());
+}
+
+#[tokio::test]
+async fn want_of_files_is_told_as_the_sidecars_own_and_ends_with_it() {
+    let peer = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stage = Stage::new().await;
+    stage.set("ALLOW_HOSTS", "127.0.0.0/8");
+    let world = with_few_files(stage).await;
+    let mut first = world.open(Way::Intercept).await;
+    assert_eq!(first.get(PATH).await.status, 200);
+    let (open, refused) = exhaust(&world, &peer).await;
+    check_is_full(&refused);
+    let message = refused.json()["message"].as_str().unwrap_or_default().to_owned();
+    assert!(message.contains("the sidecar is at its own limit of open files"), "{message}");
+    assert_eq!(first.get(PATH).await.status, 200, "by a connection that stands");
+    // Nobody can be accepted now: the client waits, and the log does not fill.
+    let mut waiting = world.wire().await;
+    waiting.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
+    let silence = tokio::time::timeout(Duration::from_millis(500), waiting.exactly(1)).await;
+    assert!(silence.is_err(), "{silence:?}");
+    assert_eq!((logged(&world, "WARN", SHORT), logged(&world, "INFO", OVER)), (1, 0));
+    drop(open);
+    let freed = Instant::now();
+    assert_eq!(waiting.response("GET").await.status, 200, "it was only late");
+    assert!(freed.elapsed() < Duration::from_secs(1), "{:?}", freed.elapsed());
+    assert_eq!(world.get(PATH).await.status, 200);
+    until("the end of the shortage", async || logged(&world, "INFO", OVER) == 1).await;
+    assert_eq!(logged(&world, "WARN", SHORT), 1);
+    assert!(limited(&world, "descriptors").await > 1.5, "a dial and an accept at least");
+}
+
+#[tokio::test]
+async fn limit_of_files_that_is_too_low_is_told_at_the_start() {
+    let mut stage = Stage::new().await;
+    stage.set("MAX_CONNECTIONS", "1000");
+    let world = with_few_files(stage).await;
+    let message = "the limit of open files is too low for MAX_CONNECTIONS";
+    let events = world.sidecar.events();
+    let told: Vec<_> = events.iter().filter(|event| event["message"] == message).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["level"], "WARN");
+    assert_eq!(told[0]["limit"], FILES);
+    assert_eq!((&told[0]["needed"], &told[0]["clients"]), (&2256.into(), &1000.into()));
+}
+
+#[tokio::test]
+async fn soft_limit_of_files_is_raised_as_far_as_it_goes() {
+    let mut stage = Stage::new().await;
+    stage.set("MAX_CONNECTIONS", "100");
+    let script = "ulimit -Sn 64 && ulimit -Hn 512 && exec \"$@\"";
+    let world = stage.launch_by(&["sh", "-c", script, "sh"]).await;
+    let _open =
+        futures_util::future::join_all((0..90).map(|_| TcpStream::connect(world.sidecar.proxy())))
+            .await;
+    assert_eq!(world.get(PATH).await.status, 200);
+    assert!(!world.sidecar.log().contains("the limit of open files"));
+}
