@@ -4,7 +4,9 @@
 //!
 //! - A leaf is valid for at most a day and never longer than the CA; its key is its own and stays in memory.
 //! - A connection never waits for a new leaf while the present one is valid, except the one that makes it.
-//! - Sessions survive the renewal of a leaf: all leaves share one ticketer.
+//! - Sessions survive the renewal of a leaf, since all leaves share one ticketer, but no ticket outlives the leaf that
+//!   the client saw: it would be let in by a certificate that has expired.
+//! - Only the hosts that are given at the start have leaves, so no client can make their number grow.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -169,7 +171,7 @@ impl Press {
             _ => (LIFETIME + BACKDATE) / 4,
         };
         let (certificate, key) = self.sign(host, not_before, not_after)?;
-        let config = Arc::new(self.server_config(certificate, key)?);
+        let config = Arc::new(self.server_config(certificate, key, not_after)?);
         Ok(Leaf { config, not_before, renew_from: not_after - spare, not_after })
     }
 
@@ -200,16 +202,53 @@ impl Press {
         &self,
         certificate: CertificateDer<'static>,
         key: PrivateKeyDer<'static>,
+        not_after: SystemTime,
     ) -> Result<ServerConfig, TlsError> {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        config.ticketer = Arc::clone(&self.ticketer);
+        // Clients of TLS 1.2 that take no tickets are remembered, the last 256 of each leaf in some hundred bytes each.
+        config.ticketer = Arc::new(LeafTickets { ticketer: Arc::clone(&self.ticketer), not_after });
+        // The next connection takes one; more would only be more bytes for clients that never come again.
         config.send_tls13_tickets = 1;
         Ok(config)
     }
+}
+
+/// The tickets of one leaf. Each holds the leaf's end, so that whichever leaf is served then can tell.
+#[derive(Debug)]
+struct LeafTickets {
+    ticketer: Arc<dyn ProducesTickets>,
+    not_after: SystemTime,
+}
+
+impl ProducesTickets for LeafTickets {
+    fn enabled(&self) -> bool {
+        self.ticketer.enabled()
+    }
+
+    fn lifetime(&self) -> u32 {
+        let left = seconds(self.not_after).saturating_sub(seconds(SystemTime::now()));
+        self.ticketer.lifetime().min(left.try_into().unwrap_or(u32::MAX))
+    }
+
+    fn encrypt(&self, session: &[u8]) -> Option<Vec<u8>> {
+        self.ticketer.encrypt(&[&seconds(self.not_after).to_be_bytes(), session].concat())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let plain = self.ticketer.decrypt(ticket)?;
+        let (not_after, session) = plain.split_first_chunk()?;
+        let is_valid = u64::from_be_bytes(*not_after) > seconds(SystemTime::now());
+        is_valid.then(|| session.to_vec())
+    }
+}
+
+/// Since 1970.
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The same for all leaves: the host stands in the alternative name, and a common name that looks like a host would be
@@ -385,11 +424,30 @@ mod tests {
         }
     }
 
+    #[test]
+    fn tickets_end_with_the_leaf() {
+        let ticketer = aws_lc_rs::Ticketer::new().unwrap();
+        let now = SystemTime::now();
+        let of_leaf = |not_after| LeafTickets { ticketer: Arc::clone(&ticketer), not_after };
+        let [present, renewed, expired] = [now + HOUR, now + 23 * HOUR, now - HOUR].map(of_leaf);
+        let ticket = present.encrypt(b"session").unwrap();
+        assert_eq!(present.decrypt(&ticket).unwrap(), b"session");
+        assert_eq!(renewed.decrypt(&ticket).unwrap(), b"session", "the leaf was only renewed");
+        assert_eq!(renewed.decrypt(&expired.encrypt(b"session").unwrap()), None);
+        assert_eq!(present.decrypt(b"no ticket"), None);
+        assert!((3590..=3600).contains(&present.lifetime()), "{}", present.lifetime());
+        assert_eq!(renewed.lifetime(), ticketer.lifetime());
+        assert_eq!(expired.lifetime(), 0);
+    }
+
     #[tokio::test]
     async fn only_api_hosts_have_leaves() {
         let (_dir, authority) = authority(&["api.test"]);
         let leaves = Leaves::new(Arc::clone(&authority), &["api.test".to_owned()]).unwrap();
-        assert!(leaves.server_config("www.api.test").await.is_none());
+        for other in ["www.api.test", "API.test", "api.test.", "", "127.0.0.1"] {
+            assert!(leaves.server_config(other).await.is_none(), "{other}");
+        }
+        assert_eq!(leaves.slots.len(), 1, "asking makes none");
         let uncovered = Leaves::new(authority, &["other.test".to_owned()]).err();
         assert!(
             matches!(uncovered, Some(TlsError::NotCovered { host, .. }) if host == "other.test")

@@ -98,6 +98,31 @@ fn only_config_reads_the_environment() {
     }
 }
 
+/// Unit tests may judge certificates by hand, and try what is forbidden; the program may not.
+#[test]
+fn verification_of_certificates_cannot_be_switched_off() {
+    let mut seen = 0;
+    let tests = ["tests.rs", "testing.rs"];
+    for (file, text) in sources() {
+        if tests.iter().any(|name| file.ends_with(name)) {
+            continue;
+        }
+        let program = text.split("#[cfg(test)]").next().unwrap_or_default();
+        seen += usize::from(program.contains("ClientConfig::builder"));
+        for way in [
+            "dangerous(",
+            "::danger",
+            "danger_accept",
+            "with_custom_certificate_verifier",
+            "ServerCertVerifier",
+            "accept_invalid",
+        ] {
+            assert!(!program.contains(way), "{}: {way}", file.display());
+        }
+    }
+    assert!(seen >= 1, "no TLS client at all");
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     for (file, text) in sources() {

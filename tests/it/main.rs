@@ -32,6 +32,7 @@ mod kubernetes;
 mod parent;
 mod refusal;
 mod replay;
+mod resumption;
 mod routes;
 mod secrets;
 mod sessions;

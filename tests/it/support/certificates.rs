@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::http::{Duplex, Wire};
@@ -34,22 +34,33 @@ impl TestCa {
 
     /// TLS as a server with a certificate for `names`.
     pub(crate) fn acceptor(&self, names: &[&str]) -> TlsAcceptor {
-        self.acceptor_of(names, |_| {})
+        TlsAcceptor::from(Arc::new(self.server_config(names, rustls::DEFAULT_VERSIONS)))
     }
 
     /// The same with a certificate that was good only in that year.
     pub(crate) fn acceptor_of_year(&self, names: &[&str], year: i32) -> TlsAcceptor {
-        self.acceptor_of(names, |params| {
+        let config = self.changed_server_config(names, rustls::DEFAULT_VERSIONS, |params| {
             params.not_before = rcgen::date_time_ymd(year, 1, 1);
             params.not_after = rcgen::date_time_ymd(year, 12, 31);
-        })
+        });
+        TlsAcceptor::from(Arc::new(config))
     }
 
-    fn acceptor_of(
+    /// The same in these versions, as settings.
+    pub(crate) fn server_config(
         &self,
         names: &[&str],
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ServerConfig {
+        self.changed_server_config(names, versions, |_| {})
+    }
+
+    fn changed_server_config(
+        &self,
+        names: &[&str],
+        versions: &[&'static SupportedProtocolVersion],
         change: impl FnOnce(&mut CertificateParams),
-    ) -> TlsAcceptor {
+    ) -> ServerConfig {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).unwrap();
         change(&mut params);
@@ -58,13 +69,13 @@ impl TestCa {
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)
             .unwrap();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        TlsAcceptor::from(Arc::new(config))
+        config
     }
 }
 
@@ -74,12 +85,21 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 /// A TLS client that trusts exactly the certificates in the PEM file `trusted`.
 pub(crate) fn connector(trusted: &Path, alpn: &[&[u8]]) -> TlsConnector {
+    connector_in(rustls::DEFAULT_VERSIONS, trusted, alpn)
+}
+
+/// The same in these versions.
+pub(crate) fn connector_in(
+    versions: &[&'static SupportedProtocolVersion],
+    trusted: &Path,
+    alpn: &[&[u8]],
+) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(trusted).unwrap() {
         roots.add(certificate.unwrap()).unwrap();
     }
     let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
