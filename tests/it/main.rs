@@ -42,6 +42,7 @@ mod sources;
 mod stalls;
 mod stores;
 mod streams;
+mod tokens_way;
 mod upstream;
 mod wall;
 mod websocket;

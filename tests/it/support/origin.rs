@@ -179,6 +179,8 @@ struct Settings {
     refusal: Vec<u8>,
     date: Option<String>,
     wall: Wall,
+    /// Where all that the sidecar asks for itself is sent away to.
+    moved_to: Option<String>,
     scripts: HashMap<String, Script>,
     /// Client requests, by count, with which all tokens die.
     deaths: Vec<usize>,
@@ -254,6 +256,7 @@ impl Origin {
             refusal: REFUSAL.as_bytes().to_vec(),
             date: None,
             wall: Wall::Down,
+            moved_to: None,
             scripts: HashMap::new(),
             deaths: Vec::new(),
         };
@@ -323,6 +326,11 @@ impl Origin {
     /// Puts up the wall before everything, or takes it down.
     pub(crate) fn set_wall(&self, wall: Wall) {
         self.shared.settings.lock().unwrap().wall = wall;
+    }
+
+    /// Answers what the sidecar asks for itself, verifier and sources, by a redirect.
+    pub(crate) fn send_away_to(&self, url: &str) {
+        self.shared.settings.lock().unwrap().moved_to = Some(url.to_owned());
     }
 
     /// Sends this `Date` with each answer.
@@ -571,6 +579,11 @@ impl Talk {
         if !excepted && !wall.lets_pass(&head) {
             return self.reply(&head, 403, "text/html; charset=utf-8", WALL_PAGE.as_bytes()).await;
         }
+        let moved_to = self.shared.settings.lock().unwrap().moved_to.clone();
+        if let Some(url) = moved_to.filter(|_| request.is_ours()) {
+            self.wire.try_send(redirect(&url)).await?;
+            return Ok(Next::Keep);
+        }
         if request.is_verification() {
             return self.verify(&head).await;
         }
@@ -814,6 +827,12 @@ impl Talk {
 /// The path of a request with this head.
 fn head_path(head: &Head) -> &str {
     head.word(1).split('?').next().unwrap_or_default()
+}
+
+/// An answer that sends the client to `url`.
+pub(crate) fn redirect(url: &str) -> Vec<u8> {
+    let fields = [field("Location", url), field("Content-Length", "0")];
+    message("HTTP/1.1 307 Temporary Redirect", &fields, b"")
 }
 
 /// What the path asks for: its part after the API prefix and version.
