@@ -57,19 +57,32 @@ impl AllowedHost {
             Some((name, port)) if !is_bare_ipv6(text) => (name, Some(port)),
             _ => (normalize_host(text), None),
         };
-        let name = if let Some(network) = network(&name) {
-            AllowedName::Network(network)
-        } else if let Some(suffix) = name.strip_prefix("*.") {
-            AllowedName::Suffix(format!(".{suffix}"))
-        } else if name.is_empty() || name.contains(['/', '*', ' ', '@']) {
-            return Err(format!(
-                "{text:?} is not usable, expected a name, *.suffix, address or CIDR"
-            ));
-        } else {
-            AllowedName::Exact(name)
+        let suffix = name.strip_prefix("*.");
+        let is_usable = is_name(suffix.unwrap_or(&name)) && port != Some(0);
+        let name = match (network(&name), suffix) {
+            (Some(network), _) if port != Some(0) => AllowedName::Network(network),
+            (None, Some(suffix)) if is_usable => AllowedName::Suffix(format!(".{suffix}")),
+            (None, None) if is_usable => AllowedName::Exact(name),
+            _ => {
+                return Err(format!(
+                    "{text:?} is not usable, expected a name, *.suffix, address or CIDR, each \
+                     with :port if wanted"
+                ));
+            }
         };
         Ok(Self { name, port })
     }
+}
+
+/// Whether `text` can be a name on the wire. One that a client's resolver
+/// would first have to encode (IDNA) is not, nor is an address cut short.
+fn is_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let known = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        !label.is_empty() && label.bytes().all(known)
+    };
+    let last = text.rsplit('.').next().unwrap_or_default();
+    text.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Reads a CIDR or address, or `private`: loopback, RFC 1918, link-local and
@@ -143,7 +156,40 @@ mod tests {
         check_allowed("::1", AllowedName::Network("::1/128".parse().unwrap()), None);
         check_allowed("[::1]:9", AllowedName::Network("::1/128".parse().unwrap()), Some(9));
         check_allowed("127.0.0.1", AllowedName::Network("127.0.0.1/32".parse().unwrap()), None);
-        assert!(AllowedHost::parse("a/b").is_err());
+    }
+
+    #[test]
+    fn an_allowed_host_that_could_never_match_is_refused() {
+        for text in [
+            "a/b",
+            "*",
+            "*.",
+            "*.*.lan",
+            "a*b",
+            "*lan",
+            ".lan",
+            "a..lan",
+            "*..lan",
+            "redis:",
+            "redis:x",
+            "redis:0",
+            "redis:65536",
+            "10.0.0.0/33",
+            "10.0.0.0/8:0",
+            "10.0.0",
+            "127.1",
+            "*.10.0.0.0/8",
+            "http://redis",
+            "user@redis",
+            "[::1",
+            "[::1]:x",
+            "fd00::/129",
+            "редис.test",
+            "a b",
+            "*.a b",
+        ] {
+            assert!(AllowedHost::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

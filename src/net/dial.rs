@@ -348,16 +348,22 @@ impl Dialer {
 
     /// Applies the egress policy to what can be known here: the parent
     /// resolves the name. A client's destination that resolves here is judged
-    /// by these addresses; one that does not is left to the parent, unless it
-    /// is an address in disguise.
+    /// by these addresses, all of which must be permitted, since the parent
+    /// takes which it likes; one that does not resolve is left to the parent,
+    /// unless it is an address in disguise.
     async fn check_for_parent(&self, host: &str, port: u16, reach: Reach) -> Result<(), DialError> {
         if reach == Reach::Operator {
             return Ok(());
         }
+        let not_allowed = || DialError::NotAllowed { host: host.to_owned(), port };
         let look = LOOK_LIMIT.min(self.limit / 4);
         match timeout(look, self.resolver.resolve(host, port)).await {
-            Ok(Ok(found)) => self.allowed(found, host, port, reach).map(drop),
-            _ if is_odd_address(host) => Err(DialError::NotAllowed { host: host.to_owned(), port }),
+            Ok(Ok(found)) => {
+                let count = found.len();
+                let allowed = self.allowed(found, host, port, reach)?;
+                if allowed.len() == count { Ok(()) } else { Err(not_allowed()) }
+            }
+            _ if is_odd_address(host) => Err(not_allowed()),
             _ => Ok(()),
         }
     }

@@ -20,6 +20,7 @@ mod dns;
 mod doctor;
 mod documents;
 mod drain;
+mod egress;
 mod expect;
 mod faults;
 mod fidelity;

@@ -1,6 +1,6 @@
 //! A private resolver over UDP and TCP that records what it is asked and can fail in each way.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
@@ -37,7 +37,8 @@ pub(crate) struct Question {
 struct Shared {
     manner: Mutex<Manner>,
     ttl: Mutex<u32>,
-    names: Mutex<HashMap<String, Vec<IpAddr>>>,
+    /// What each name has, and then has next.
+    names: Mutex<HashMap<String, VecDeque<Vec<IpAddr>>>>,
     questions: Mutex<Vec<Question>>,
 }
 
@@ -99,8 +100,15 @@ impl Dns {
 
     /// Lets `name` have exactly these addresses.
     pub(crate) fn knows(&self, name: &str, addresses: &[&str]) {
-        let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        self.shared.names.lock().unwrap().insert(name.to_owned(), addresses);
+        self.knows_in_turn(name, &[addresses]);
+    }
+
+    /// Lets `name` have the first of these lists of addresses until it was asked for IPv4, then
+    /// the next one, and the last one for good.
+    pub(crate) fn knows_in_turn(&self, name: &str, turns: &[&[&str]]) {
+        let parse = |turn: &&[&str]| turn.iter().map(|address| address.parse().unwrap()).collect();
+        let turns = turns.iter().map(parse).collect();
+        self.shared.names.lock().unwrap().insert(name.to_owned(), turns);
     }
 
     pub(crate) fn questions(&self) -> Vec<Question> {
@@ -160,8 +168,12 @@ impl Shared {
             Manner::Silent => return None,
             Manner::Says(code) => answer.metadata.response_code = code,
             Manner::Cuts if !by_tcp => answer.metadata.truncation = true,
-            Manner::Answers | Manner::Cuts => match self.names.lock().unwrap().get(&name) {
-                Some(addresses) => {
+            Manner::Answers | Manner::Cuts => match self.names.lock().unwrap().get_mut(&name) {
+                Some(turns) => {
+                    let addresses = turns[0].clone();
+                    if kind == RecordType::A && turns.len() > 1 {
+                        turns.pop_front();
+                    }
                     let ttl = *self.ttl.lock().unwrap();
                     let of_kind = addresses.iter().map(|ip| RData::from(*ip));
                     let of_kind = of_kind.filter(|data| data.record_type() == kind);
