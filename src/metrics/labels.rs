@@ -77,11 +77,13 @@ pub enum Limit {
     /// The system's limit of open files: a client not accepted, a connection
     /// not opened.
     Descriptors,
+    /// `CLIENT_NETWORKS`: a client from elsewhere.
+    ClientNetworks,
 }
 
 impl Limit {
     /// Every limit, in the order of its discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Held,
@@ -97,6 +99,7 @@ impl Limit {
         Self::AnswerStall,
         Self::TunnelIdle,
         Self::Descriptors,
+        Self::ClientNetworks,
     ];
 
     /// The label's value.
@@ -118,6 +121,7 @@ impl Limit {
             Self::AnswerStall => "answer_stall",
             Self::TunnelIdle => "tunnel_idle",
             Self::Descriptors => "descriptors",
+            Self::ClientNetworks => "client_networks",
         }
     }
 }

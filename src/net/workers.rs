@@ -28,8 +28,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipnet::IpNet;
 use rustix::io::Errno;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
@@ -43,6 +45,12 @@ use crate::metrics::{Limit, Metrics};
 /// Pause after a failed `accept`: out of descriptors, mostly; let some close.
 /// Meanwhile clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time for a client that is turned away to read why and to close.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Clients that have this time at once; others are closed without a word.
+const PARTINGS: usize = 32;
 
 /// Threads per worker for what blocks: name resolution and key making.
 const BLOCKING_THREADS: usize = 16;
@@ -281,8 +289,11 @@ impl Accept {
         (stream, address, door): (TcpStream, SocketAddr, Door),
         serve: &impl Fn(Client),
     ) {
-        let Some(mut admitted) = self.gate.admit(&stream, address.ip(), door) else {
-            return;
+        let mut admitted = match self.gate.admit(&stream, address.ip()) {
+            Ok(admitted) => admitted,
+            // Inside TLS there is nothing to be told.
+            Err(Turned::Over) if door == Door::Proxy => return self.gate.tell(stream),
+            Err(_) => return,
         };
         let load = |index: usize| self.peers[index].connections.load(Ordering::Relaxed);
         let least = (0..self.peers.len()).min_by_key(|&index| load(index)).unwrap_or(own);
@@ -369,6 +380,15 @@ struct Gate {
     open: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
     shortage: Shortage,
+    partings: Arc<Semaphore>,
+}
+
+/// Why a client is not let in.
+enum Turned {
+    /// It is none of ours.
+    Stranger,
+    /// One too many.
+    Over,
 }
 
 impl Gate {
@@ -379,6 +399,7 @@ impl Gate {
             open: AtomicUsize::new(0),
             by_address: Mutex::default(),
             shortage: Shortage::default(),
+            partings: Arc::new(Semaphore::new(PARTINGS)),
         }
     }
 
@@ -391,11 +412,12 @@ impl Gate {
     }
 
     /// Counts the connection in, or refuses it.
-    fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr, door: Door) -> Option<Admitted> {
+    fn admit(self: &Arc<Self>, stream: &TcpStream, ip: IpAddr) -> Result<Admitted, Turned> {
         let ip = ip.to_canonical();
         if !self.limits.networks.iter().any(|network| network.contains(&ip)) {
+            self.metrics.limited(Limit::ClientNetworks);
             debug!(client.addr = %ip, "client is outside CLIENT_NETWORKS");
-            return None;
+            return Err(Turned::Stranger);
         }
         let admitted = Admitted::count(self, ip);
         let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
@@ -407,20 +429,34 @@ impl Gate {
         } else if of_client > self.limits.client_connections {
             Limit::ClientConnections
         } else {
-            return Some(admitted);
+            return Ok(admitted);
         };
         self.metrics.limited(exceeded);
-        // Inside TLS there is nothing to be told.
-        if door == Door::Proxy {
-            self.tell(stream);
-        }
-        None
+        Err(Turned::Over)
     }
 
-    /// One attempt: a fresh socket's buffer takes these few bytes.
-    fn tell(&self, stream: &TcpStream) {
-        let _ = stream.try_write(&self.limits.refusal);
+    /// Tells a client that it is one too many, in a local task.
+    fn tell(&self, stream: TcpStream) {
+        let Ok(place) = Arc::clone(&self.partings).try_acquire_owned() else {
+            return;
+        };
+        let refusal = self.limits.refusal.clone();
+        tokio::task::spawn_local(async move {
+            let _ = timeout(PARTING, part(stream, &refusal)).await;
+            drop(place);
+        });
     }
+}
+
+/// Sends `refusal` and waits for the client to close: a socket that is closed
+/// with bytes unread resets the connection, and the client, whose request may
+/// be on its way, would see that instead.
+async fn part(mut stream: TcpStream, refusal: &[u8]) -> io::Result<()> {
+    stream.write_all(refusal).await?;
+    stream.shutdown().await?;
+    let mut unread = [0; 1024];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
 }
 
 /// A counted connection; counted out when dropped.

@@ -71,3 +71,67 @@ async fn own_listeners_are_not_reached_by_any_address() {
         );
     }
 }
+
+/// The pair in every form that is not quite right.
+const WRONG: [&str; 7] = [
+    "Basic dXNlcjpwYSRzIHdvcmQ",   // without its padding
+    "Basic dXNlcjpwYSRzIHdvcmRz",  // one letter more
+    "Basic dXNlcjpwYSRzIHdvcg==",  // one less
+    "Basic VXNlcjpwYSRzIHdvcmQ=",  // another case
+    "Bearer dXNlcjpwYSRzIHdvcmQ=", // another scheme
+    "user:pa$s word",
+    "Basic",
+];
+
+/// A request by `way` with this credential, where `way` has its own place for it.
+async fn status_with(world: &World, way: Way, field: &str, value: &str) -> u16 {
+    let request = Request::get(PATH);
+    if matches!(way, Way::Intercept | Way::PlainTunnel) {
+        let port = if way == Way::Intercept { 443 } else { 80 };
+        let mut wire = world.wire().await;
+        wire.send(format!("CONNECT {API}:{port} HTTP/1.1\r\n{field}: {value}\r\n\r\n")).await;
+        return wire.response_head().await.unwrap().0.word(1).parse().unwrap();
+    }
+    world.call(way, &request.field(field, value)).await.status
+}
+
+#[tokio::test]
+async fn every_way_in_takes_the_whole_pair_and_nothing_else() {
+    let world = guarded().await;
+    for way in Way::ALL {
+        let gateway = matches!(way, Way::Gateway | Way::GatewayByHost);
+        assert_eq!(status_with(&world, way, "Proxy-Authorization", BASIC).await, 200, "{way:?}");
+        let refusal = if gateway { 401 } else { 407 };
+        for wrong in WRONG {
+            for field in ["Proxy-Authorization", "Authorization"] {
+                let status = status_with(&world, way, field, wrong).await;
+                assert_eq!(status, refusal, "{way:?} {field}: {wrong}");
+            }
+        }
+        let as_origin = status_with(&world, way, "Authorization", BASIC).await;
+        assert_eq!(as_origin, if gateway { 200 } else { refusal }, "{way:?}");
+    }
+    // Nor a tunnel to another host, nor a request to one.
+    let (response, _) = world.connect("other.test:443").await;
+    assert_eq!(response.status, 407);
+    let passing = world.raw("GET http://other.test/ HTTP/1.1\r\nHost: other.test\r\n\r\n").await;
+    assert_eq!(passing.status, 407);
+}
+
+#[tokio::test]
+async fn requests_inside_a_tunnel_need_no_pair_of_their_own() {
+    let world = guarded().await;
+    let mut wire = world.wire().await;
+    wire.send(format!("CONNECT {API}:443 HTTP/1.1\r\nProxy-Authorization: {BASIC}\r\n\r\n")).await;
+    assert_eq!(wire.response_head().await.unwrap().0.word(1), "200");
+    let mut tls = world.tls_over(wire, API).await;
+    tls.send(format!("GET {PATH} HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
+    assert_eq!(tls.response("GET").await.status, 200);
+    // On a connection without a tunnel each request is asked.
+    let mut wire = world.wire().await;
+    let head = format!("GET http://{API}{PATH} HTTP/1.1\r\nHost: {API}\r\n");
+    wire.send(format!("{head}Proxy-Authorization: {BASIC}\r\n\r\n")).await;
+    assert_eq!(wire.response("GET").await.status, 200);
+    wire.send(format!("{head}\r\n")).await;
+    assert_eq!(wire.response("GET").await.status, 407);
+}

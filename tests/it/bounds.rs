@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::routes::check_is_made_here;
 use crate::support::client::Way;
-use crate::support::http::{Response, Wire};
+use crate::support::http::{Framing, Response, Wire};
 use crate::support::{Stage, World, until};
 
 const PATH: &str = "/web/api/v2/x";
@@ -93,7 +93,7 @@ async fn exhaust(world: &World, peer: &TcpListener) -> (Vec<Wire>, Response) {
         if head.word(1) == "200" {
             continue;
         }
-        let framing = crate::support::http::Framing::of_response(&head, "CONNECT");
+        let framing = Framing::of_response(&head, "CONNECT");
         let body = wire.body(framing).await.unwrap().bytes;
         let status = head.word(1).parse().unwrap();
         let refused = Response { status, head, body, trailers: vec![], interim: vec![], framing };
@@ -156,4 +156,74 @@ async fn soft_limit_of_files_is_raised_as_far_as_it_goes() {
             .await;
     assert_eq!(world.get(PATH).await.status, 200);
     assert!(!world.sidecar.log().contains("the limit of open files"));
+}
+
+/// Sends a request at once, as a client does that knows of no limit. One that is turned away can
+/// read the whole answer and go on writing: a reset would have cut both short.
+async fn ask_at_once(mut wire: Wire) -> Response {
+    let head = format!("POST {PATH} HTTP/1.1\r\nHost: sidecar\r\nContent-Length: 60000\r\n\r\n");
+    let half = vec![b'x'; 30_000];
+    wire.send([head.as_bytes(), &half[..]].concat()).await;
+    let (head, interim) = wire.response_head().await.unwrap();
+    let framing = Framing::of_response(&head, "POST");
+    let body = wire.body(framing).await.unwrap().bytes;
+    assert!(wire.closed().await.is_empty());
+    wire.send(&half).await;
+    let status = head.word(1).parse().unwrap();
+    Response { status, head, body, trailers: vec![], interim, framing }
+}
+
+/// A connection from this address of loopback.
+async fn wire_from(world: &World, address: &str) -> Wire {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
+    Wire::new(socket.connect(world.sidecar.proxy()).await.unwrap())
+}
+
+#[tokio::test]
+async fn client_beyond_max_connections_is_told_and_closed_until_one_leaves() {
+    let world = World::with(&[("MAX_CONNECTIONS", "2")]).await;
+    let mut open = [world.open(Way::Gateway).await, world.open(Way::Intercept).await];
+    for session in &mut open {
+        assert_eq!(session.get(PATH).await.status, 200);
+    }
+    // Many times: a reset that overtakes the answer would not show each time.
+    for number in 1..=30 {
+        let response = ask_at_once(world.wire().await).await;
+        check_is_full(&response);
+        assert_eq!(response.json()["message"], "too many connections");
+        assert_eq!(response.value("connection"), Some("close"));
+        assert!((limited(&world, "connections").await - f64::from(number)).abs() < 0.5);
+    }
+    let [first, mut second] = open;
+    assert_eq!(second.get(PATH).await.status, 200, "who is in stays in");
+    drop(first);
+    until("a place", async || world.get(PATH).await.status == 200).await;
+    assert!(limited(&world, "client_connections").await < 0.5);
+}
+
+#[tokio::test]
+async fn client_with_too_many_connections_is_told_and_others_are_served() {
+    let world = World::with(&[("MAX_CLIENT_CONNECTIONS", "1")]).await;
+    let _open = world.wire().await;
+    check_is_full(&ask_at_once(world.wire().await).await);
+    let mut other = wire_from(&world, "127.0.0.2").await;
+    other.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
+    assert_eq!(other.response("GET").await.status, 200);
+    assert!((limited(&world, "client_connections").await - 1.0).abs() < 0.5);
+    assert!(limited(&world, "connections").await < 0.5);
+}
+
+#[tokio::test]
+async fn client_of_another_network_is_closed_without_a_word() {
+    let world = World::with(&[("CLIENT_NETWORKS", "127.0.0.2,192.0.2.0/24")]).await;
+    for number in 1..=3 {
+        let begun = Instant::now();
+        assert!(world.wire().await.closed().await.is_empty());
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+        assert!((limited(&world, "client_networks").await - f64::from(number)).abs() < 0.5);
+    }
+    let mut other = wire_from(&world, "127.0.0.2").await;
+    other.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
+    assert_eq!(other.response("GET").await.status, 200);
 }
