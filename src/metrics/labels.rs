@@ -79,11 +79,13 @@ pub enum Limit {
     Descriptors,
     /// `CLIENT_NETWORKS`: a client from elsewhere.
     ClientNetworks,
+    /// Names of clients' destinations that the system looks up at once.
+    Lookups,
 }
 
 impl Limit {
     /// Every limit, in the order of its discriminants.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Connections,
         Self::ClientConnections,
         Self::Held,
@@ -100,6 +102,7 @@ impl Limit {
         Self::TunnelIdle,
         Self::Descriptors,
         Self::ClientNetworks,
+        Self::Lookups,
     ];
 
     /// The label's value.
@@ -122,6 +125,7 @@ impl Limit {
             Self::TunnelIdle => "tunnel_idle",
             Self::Descriptors => "descriptors",
             Self::ClientNetworks => "client_networks",
+            Self::Lookups => "lookups",
         }
     }
 }

@@ -22,7 +22,7 @@ use tokio_rustls::client::TlsStream;
 use super::Egress;
 use super::descriptors::{are_exhausted, is_shortage};
 use super::parent::{Parent, ParentError, is_loopback, is_odd_address};
-use super::resolve::{ResolveError, Resolver};
+use super::resolve::{Place, Places, ResolveError, Resolver};
 use crate::config::{ConnectTo, ParentProxy};
 use crate::metrics::{Limit, Metrics};
 
@@ -33,7 +33,7 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// most a quarter of the time for the connection.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why no connection came about. All but the first three are the fault of the
+/// Why no connection came about. All but the first four are the fault of the
 /// upstream, or of what leads there.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -63,6 +63,12 @@ pub enum DialError {
         host: String,
         /// Its port.
         port: u16,
+    },
+    /// The system is still looking up too many other names.
+    #[error("too many names are being looked up to look up {host}, too")]
+    TooManyLookups {
+        /// The name.
+        host: String,
     },
     /// The name does not resolve.
     #[error("cannot resolve {host}: {error}")]
@@ -196,6 +202,8 @@ pub struct Dialer {
     connect_to: HashMap<(String, u16), (String, u16)>,
     parent: Option<Parent>,
     resolver: Resolver,
+    /// Lookups that clients may cause.
+    lookups: Places,
     tls: TlsConnector,
     limit: Duration,
     metrics: Arc<Metrics>,
@@ -217,6 +225,7 @@ impl Dialer {
             connect_to: ways.connect_to.into_iter().map(entry).collect(),
             parent: ways.parent.map(Parent::new),
             resolver: ways.resolver,
+            lookups: Places::new(),
             tls: TlsConnector::from(tls),
             limit,
             metrics,
@@ -310,7 +319,8 @@ impl Dialer {
     }
 
     async fn direct(&self, host: &str, port: u16, reach: Reach) -> Result<TcpStream, DialError> {
-        let found = self.resolver.resolve(host, port).await;
+        let place = self.place(host, reach).await?;
+        let found = self.resolver.resolve(host, port, place).await;
         let found = found.map_err(|error| DialError::Resolve { host: host.to_owned(), error })?;
         let allowed = self.allowed(found, host, port, reach)?;
         let connected = connect_any(interleave(allowed)).await;
@@ -337,7 +347,7 @@ impl Dialer {
 
     /// Connects to the parent: a neighbour, whose name the system knows.
     async fn reach_parent(&self, parent: &ParentProxy) -> Result<TcpStream, ParentError> {
-        let found = Resolver::System.resolve(&parent.host, parent.port).await;
+        let found = Resolver::System.resolve(&parent.host, parent.port, None).await;
         let mut found = found.map_err(ParentError::Unresolved)?;
         found.retain(|address| !self.egress.is_own(*address));
         if found.is_empty() {
@@ -357,7 +367,9 @@ impl Dialer {
         }
         let not_allowed = || DialError::NotAllowed { host: host.to_owned(), port };
         let look = LOOK_LIMIT.min(self.limit / 4);
-        match timeout(look, self.resolver.resolve(host, port)).await {
+        // Not within the look: who waits in vain is no name that does not resolve.
+        let place = self.place(host, reach).await?;
+        match timeout(look, self.resolver.resolve(host, port, place)).await {
             Ok(Ok(found)) => {
                 let count = found.len();
                 let allowed = self.allowed(found, host, port, reach)?;
@@ -366,6 +378,19 @@ impl Dialer {
             _ if is_odd_address(host) => Err(not_allowed()),
             _ => Ok(()),
         }
+    }
+
+    /// What a look at `host` needs: a place, if a client wants it and it blocks.
+    async fn place(&self, host: &str, reach: Reach) -> Result<Option<Place>, DialError> {
+        if reach == Reach::Operator || !self.resolver.blocks(host) {
+            return Ok(None);
+        }
+        let place = self.lookups.take().await;
+        if place.is_none() {
+            self.metrics.limited(Limit::Lookups);
+            return Err(DialError::TooManyLookups { host: host.to_owned() });
+        }
+        Ok(place)
     }
 
     /// Those of `found` that may be dialled; never none.

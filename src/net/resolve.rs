@@ -6,11 +6,13 @@
 //! - With servers set, nothing else is asked: neither the system's resolver
 //!   nor its hosts file and search domains.
 //! - Answers are kept as long as their TTL says, once for all threads.
-//! - Lookups run on the control runtime: what they share outlives each worker,
-//!   and a caller that leaves cancels nothing that others wait for.
+//! - Lookups by servers run on the control runtime: what they share outlives
+//!   each worker, and a caller that leaves cancels nothing that others wait for.
+//! - Lookups by the system block a thread, for as long as the system likes. Of
+//!   those that clients cause there are never so many that none is left.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +29,10 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::time::sleep;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+
+use super::workers::BLOCKING_THREADS;
 
 /// Longest wait for the servers, per try.
 const TRY_LIMIT: Duration = Duration::from_secs(2);
@@ -37,6 +42,13 @@ const HEAD_START: Duration = Duration::from_millis(250);
 
 /// Further tries after a failed one.
 const RETRIES: usize = 1;
+
+/// Lookups by the system for clients' destinations, at once in the process.
+const CLIENT_LOOKUPS: usize = 24;
+const _: () = assert!(CLIENT_LOOKUPS < BLOCKING_THREADS, "API names and keys need some, too");
+
+/// Longest wait for one of them.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
 
 /// Why a name has no addresses.
 #[derive(Debug, Error)]
@@ -104,20 +116,57 @@ impl Resolver {
         &self,
         host: &str,
         port: u16,
+        place: Option<Place>,
     ) -> Result<Vec<SocketAddr>, ResolveError> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
         match self {
-            Self::System => by_system(host, port).await.map_err(ResolveError::System),
+            Self::System => by_system(host, port, place).await.map_err(ResolveError::System),
             Self::Servers(servers) => servers.resolve(host, port).await,
         }
     }
+
+    /// Whether a look at `host` blocks a thread.
+    pub(super) fn blocks(&self, host: &str) -> bool {
+        matches!(self, Self::System) && host.parse::<IpAddr>().is_err()
+    }
 }
 
-async fn by_system(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+/// Keeps `place` until the system has answered, also if the caller has left.
+async fn by_system(host: &str, port: u16, place: Option<Place>) -> io::Result<Vec<SocketAddr>> {
+    let host = host.to_owned();
+    let lookup = tokio::task::spawn_blocking(move || {
+        let found = (host.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+        drop(place);
+        found
+    });
+    let found = lookup.await.map_err(io::Error::other)??;
     if found.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
     }
     Ok(found)
+}
+
+/// One of the lookups that clients may cause at a time.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Those that are free.
+pub(super) struct Places(Arc<Semaphore>);
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(CLIENT_LOOKUPS)))
+    }
+
+    /// A place, if one comes free soon.
+    pub(super) async fn take(&self) -> Option<Place> {
+        let permit = timeout(PLACE_WAIT, Arc::clone(&self.0).acquire_owned()).await;
+        // The semaphore is never closed.
+        permit.ok()?.ok().map(|permit| Place { _permit: permit })
+    }
 }
 
 /// DNS servers, asked over UDP and, where an answer is cut, over TCP.
@@ -150,9 +199,6 @@ impl Servers {
     }
 
     async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
-        if let Ok(ip) = host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(ip, port)]);
-        }
         let resolvers = Arc::clone(&self.resolvers);
         // The final dot keeps search domains out.
         let name = format!("{host}.");

@@ -53,7 +53,7 @@ const PARTING: Duration = Duration::from_secs(1);
 const PARTINGS: usize = 32;
 
 /// Threads per worker for what blocks: name resolution and key making.
-const BLOCKING_THREADS: usize = 16;
+pub(super) const BLOCKING_THREADS: usize = 32;
 
 /// Rest of a blocking thread before it ends.
 const BLOCKING_IDLE: Duration = Duration::from_secs(10);

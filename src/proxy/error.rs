@@ -331,7 +331,9 @@ impl ProxyError {
             | Self::TooManyHeld { retry_after } => {
                 add_retry_after(headers, *retry_after);
             }
-            Self::Draining | Self::UpstreamBusy(_) | Self::Dial(DialError::NoDescriptor { .. }) => {
+            Self::Draining
+            | Self::UpstreamBusy(_)
+            | Self::Dial(DialError::NoDescriptor { .. } | DialError::TooManyLookups { .. }) => {
                 add_retry_after(headers, Duration::from_secs(1));
             }
             // The rest of such a message cannot be trusted to be framed.
@@ -377,6 +379,13 @@ fn dial_face(error: &DialError) -> Face {
             "connection_limit_reached",
             "Try again after Retry-After. The upstream is not at fault: raise the sidecar's limit \
              of open files (ulimit -n, nofile), or see who holds so many connections.",
+        ),
+        DialError::TooManyLookups { .. } => face(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            "connection_limit_reached",
+            "Try again after Retry-After: the system's resolver is slow, or down. UPSTREAM_DNS of \
+             the sidecar names others.",
         ),
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use futures_util::future::{join, join_all};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::routes::check_is_made_here;
-use crate::support::client::Way;
+use crate::support::alias::with_a_dead_resolver;
+use crate::support::client::{API, Request, Way};
 use crate::support::http::{Framing, Response, Wire};
 use crate::support::{Stage, World, until};
 
@@ -226,4 +228,45 @@ async fn client_of_another_network_is_closed_without_a_word() {
     let mut other = wire_from(&world, "127.0.0.2").await;
     other.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
     assert_eq!(other.response("GET").await.status, 200);
+}
+
+/// Names that a client wants to reach while none is found.
+const LOST_NAMES: usize = 120;
+
+#[tokio::test]
+async fn names_that_clients_give_leave_room_for_the_apis() {
+    let mut stage = Stage::new().await;
+    // By the hosts file, so without the resolver, but by a thread as any name.
+    stage.set("CONNECT_TO", format!("{API}:443=localhost:{}", stage.origin.addr().port()));
+    stage.set("TOKEN_SOURCES", "flaresolverr");
+    let Some((runner, _dns)) = with_a_dead_resolver(&stage).await else {
+        return;
+    };
+    let runner: Vec<&str> = runner.iter().map(String::as_str).collect();
+    let world = stage.launch_by(&runner).await;
+    world.sidecar.ready().await;
+    let begun = Instant::now();
+    let lost = (0..LOST_NAMES).map(|number| {
+        let world = &world;
+        async move { world.connect(&format!("lost-{number}.test:443")).await.0 }
+    });
+    let api = async {
+        until("the names to be full", async || limited(&world, "lookups").await > 0.5).await;
+        for way in [Way::AbsoluteHttp, Way::Intercept, Way::Gateway, Way::AbsoluteHttps] {
+            world.origin.drop_idle_connections().await;
+            assert_eq!(world.call(way, &Request::get(PATH)).await.status, 200);
+        }
+        begun.elapsed()
+    };
+    let (answers, took) = join(join_all(lost), api).await;
+    assert!(took < Duration::from_secs(4), "the API waited for the names of others: {took:?}");
+    let refused = || answers.iter().filter(|answer| answer.status == 503);
+    let count = u32::try_from(refused().count()).unwrap();
+    assert!(count as usize >= LOST_NAMES - 24, "{count}");
+    for answer in refused() {
+        check_is_full(answer);
+        let message = answer.json()["message"].to_string();
+        assert!(message.contains("too many names are being looked up"), "{message}");
+    }
+    assert!((limited(&world, "lookups").await - f64::from(count)).abs() < 0.5);
 }

@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use tokio::net::TcpListener;
 
 use super::client::{API, GATE};
-use super::dns::Dns;
+use super::dns::{Dns, Manner};
 use super::origin::Origin;
 use super::parser::is_installed;
 use super::{Stage, World, skip};
@@ -118,12 +118,42 @@ fn write_resolver(stage: &Stage, dns: SocketAddr) {
     std::fs::write(stage.path("nsswitch.conf"), "hosts: files dns\n").unwrap();
 }
 
+/// The words of a command that becomes a program whose resolver is silent: names that `/etc/hosts`
+/// does not know take seconds. `None`, with a word on why, where this machine does not allow it.
+pub(crate) async fn with_a_dead_resolver(stage: &Stage) -> Option<(Vec<String>, Dns)> {
+    if !is_installed("a process with a dead resolver", "unshare", &["--version"]) {
+        return None;
+    }
+    if let Err(why) = check_namespace() {
+        skip::not_permitted(format_args!("a mount namespace for a process: {why}"));
+        return None;
+    }
+    let dns = match dns().await {
+        Ok(dns) => dns,
+        Err(error) => {
+            skip::not_permitted(format_args!("port 53 for a dead resolver: {error}"));
+            return None;
+        }
+    };
+    dns.set(Manner::Silent);
+    write_resolver(stage, dns.addr());
+    let dir = stage.dir().display().to_string();
+    let words = ["unshare", namespace_flags(), "sh", "-c", SCRIPT, "sh", &dir];
+    Some((words.map(str::to_owned).to_vec(), dns))
+}
+
 /// The beginning of a command in a mount namespace; without root, as root of a user namespace.
 fn namespace() -> Command {
-    let flags = if rustix::process::geteuid().is_root() { "-m" } else { "-rm" };
     let mut command = Command::new("unshare");
-    command.arg(flags).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
+        .arg(namespace_flags())
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command
+}
+
+fn namespace_flags() -> &'static str {
+    if rustix::process::geteuid().is_root() { "-m" } else { "-rm" }
 }
 
 /// Whether a client can be given a resolver of its own here.
