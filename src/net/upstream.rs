@@ -69,6 +69,7 @@ pub struct UpstreamKey {
 pub struct Upstream<B> {
     key: UpstreamKey,
     dialer: Arc<Dialer>,
+    capacity: usize,
     permits: Arc<Semaphore>,
     idle: RefCell<Vec<Idle<B>>>,
     shard: Arc<Shard>,
@@ -103,6 +104,7 @@ where
         Self {
             key,
             dialer,
+            capacity,
             permits: Arc::new(Semaphore::new(capacity)),
             idle: RefCell::new(Vec::new()),
             shard,
@@ -113,6 +115,12 @@ where
     #[must_use]
     pub fn key(&self) -> &UpstreamKey {
         &self.key
+    }
+
+    /// Whether most of the origin's connections are in use.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.permits.available_permits() * 2 < self.capacity
     }
 
     /// A place among the origin's connections; waits for one in order, as long

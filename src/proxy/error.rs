@@ -390,14 +390,26 @@ fn dial_face(error: &DialError) -> Face {
         DialError::Resolve { .. } => unreachable("dns_error"),
         DialError::Timeout { .. } => unreachable("connection_timeout"),
         DialError::Parent { error, .. } => parent_face(error),
-        DialError::Tls { .. } => face(
+        DialError::Tls { error, .. } if is_about_certificate(error) => face(
             StatusCode::BAD_GATEWAY,
             "upstream_tls",
             "tls_certificate_error",
             "The upstream's certificate did not verify; UPSTREAM_CA_FILE adds roots.",
         ),
+        DialError::Tls { .. } => face(
+            StatusCode::BAD_GATEWAY,
+            "upstream_tls",
+            "tls_protocol_error",
+            "The upstream does not speak TLS on this port, or none that we speak.",
+        ),
         _ => unreachable("connection_refused"),
     }
+}
+
+/// Whether a handshake failed for the upstream's certificate.
+fn is_about_certificate(error: &std::io::Error) -> bool {
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 const CHECK_UPSTREAM: &str = "Check the name, the network and the upstream itself.";

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, MAX_FORWARDS};
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
@@ -40,6 +40,8 @@ const KEPT_ANSWER: usize = 64 * 1024;
 /// How long a client that waits to be asked for its body waits for the upstream
 /// to ask (RFC 9110 §10.1.1: not indefinitely).
 const CONTINUE_LIMIT: Duration = Duration::from_secs(1);
+
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
 /// Where a request goes, and how.
 pub(super) struct Outbound<'a> {
@@ -86,8 +88,12 @@ impl Service {
         } else {
             Credentials::Keep
         };
-        let keep = if credentials == Credentials::Keep { 0 } else { proxy.settings.replay_body };
-        let body = Replay::new(body, keep, &proxy.memory);
+        let body = Replay::new(
+            body,
+            proxy.settings.replay_body,
+            credentials != Credentials::Keep,
+            &proxy.memory,
+        );
         let waiting = expectant(&parts).then(|| body.clone());
         let upgrade = upgrade_of(&mut parts);
         let deadline = Deadline::default();
@@ -266,6 +272,9 @@ impl Exchange<'_> {
     /// still giving its body is no silent upstream.
     async fn send(&self, with: Option<&Published>) -> Result<Response<UpstreamBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
+        if self.to.upstream.is_crowded() {
+            self.read_ahead(limit).await?;
+        }
         let place = timeout(limit, self.to.upstream.place()).await;
         let Ok(place) = place else {
             self.proxy.metrics.limited(Limit::UpstreamConnections);
@@ -290,6 +299,21 @@ impl Exchange<'_> {
         }
     }
 
+    /// Waits for the whole body, if it is one that can be kept: where connections
+    /// are few, a client that gives it slowly must not hold one.
+    async fn read_ahead(&self, limit: Duration) -> Result<(), ProxyError> {
+        let mut read = pin!(self.body.read_ahead());
+        loop {
+            if let Ok(read) = timeout(limit, read.as_mut()).await {
+                return read.map_err(|_| ProxyError::ClientBody);
+            }
+            if self.body.progress().is_none_or(|progress| progress.elapsed() >= limit) {
+                self.proxy.metrics.limited(Limit::BodyStall);
+                return Err(ProxyError::ClientStalled(limit));
+            }
+        }
+    }
+
     /// The request as the upstream gets it.
     fn request(&self, with: Option<&Published>) -> Request<ReplayBody> {
         let expect = !expects_continue(&self.parts.headers)
@@ -300,6 +324,10 @@ impl Exchange<'_> {
         *request.uri_mut() = if uri.scheme().is_some() { origin_form(uri) } else { uri.clone() };
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(with, expect));
+        if self.body.is_of_unknown_length() {
+            // Else hyper takes a GET or HEAD for one without a body.
+            request.headers_mut().insert(TRANSFER_ENCODING, CHUNKED);
+        }
         // hyper keeps the spelling of field names there.
         *request.extensions_mut() = self.parts.extensions.clone();
         if expect && expectant(&self.parts) { when_asked_for(request) } else { request }

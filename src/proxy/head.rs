@@ -106,6 +106,8 @@ pub(super) struct Inspected<I: Resettable> {
     head: Arc<HeadWatch>,
     watch: Arc<Watch>,
     due: Due,
+    /// What is due is told by a length, not guessed.
+    sure: bool,
     /// The beginning of a head that comes in several reads.
     partial: Vec<u8>,
     reserved: Reserved,
@@ -136,6 +138,7 @@ impl<I: Resettable> Inspected<I> {
             head: Arc::clone(head),
             watch: Arc::clone(watch),
             due: Due::Head,
+            sure: true,
             partial: Vec::new(),
             reserved: memory.reserve_none(),
             early: Bytes::new(),
@@ -160,7 +163,7 @@ impl<I: Resettable> Inspected<I> {
             if self.head.is_busy() {
                 return bytes.len();
             }
-            self.due = Due::Head;
+            (self.due, self.sure) = (Due::Head, false);
         }
         let mut passed = 0;
         if let Due::Body(left) = &mut self.due {
@@ -183,7 +186,7 @@ impl<I: Resettable> Inspected<I> {
                 self.judge(&bytes[..end]);
                 return blank + end + self.look(&bytes[end..]);
             }
-            if may_begin_a_head(bytes) {
+            if !bytes.is_empty() && (self.sure || may_begin_a_head(bytes)) {
                 self.watch.head_begun();
                 self.keep(bytes);
             }
@@ -220,7 +223,7 @@ impl<I: Resettable> Inspected<I> {
 
     fn judge(&mut self, head: &[u8]) {
         let (oddity, due) = judge(head);
-        self.due = due;
+        (self.due, self.sure) = (due, true);
         self.head.busy.store(true, Ordering::Relaxed);
         self.head.seen.store(oddity as u8, Ordering::Relaxed);
     }
@@ -451,6 +454,7 @@ mod tests {
             true,
         )
         .await;
+        check(&["get /a", "#b HTTP/1.1\r\n\r\n"], true).await;
         check(&["\r\n\r\nGET /a#b HTTP/1.1\r\n\r\n"], true).await;
         check(&["\r\n", "\r\n", "GET /a#b HTTP/1.1\r\n\r\n"], true).await;
     }
@@ -477,8 +481,19 @@ mod tests {
 
     #[tokio::test]
     async fn the_rest_of_a_pipelined_head_is_no_head() {
-        check(&["rer: http://x/#frag\r\n\r\n"], false).await;
-        check(&["{\"a\": 1}", "GET /a#b HTTP/1.1\r\n\r\n"], true).await;
+        let chunked =
+            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\nRefer";
+        for (rest, odd) in
+            [("er: http://x/#frag\r\n\r\n", false), ("GET /a#b HTTP/1.1\r\n\r\n", true)]
+        {
+            let mut stage = Stage::new(&[chunked], 1 << 20);
+            stage.read().await;
+            assert!(stage.head.take().is_ok());
+            stage.head.await_head();
+            stage.stream.stream.as_mut().unwrap().0.push_back(rest.as_bytes().to_vec());
+            stage.read().await;
+            assert_eq!(stage.head.take().is_err(), odd, "{rest}");
+        }
     }
 
     #[tokio::test]

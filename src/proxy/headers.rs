@@ -196,9 +196,9 @@ struct Named(Vec<HeaderName>);
 
 impl Named {
     fn of(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        let names = values.flat_map(|value| value.split(','));
-        let names = names.filter_map(|name| HeaderName::try_from(name.trim()).ok());
+        let values = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+        let names = values.flat_map(|value| value.split(|byte| *byte == b','));
+        let names = names.filter_map(|name| HeaderName::try_from(name.trim_ascii()).ok());
         // Without these two the message would not arrive at all; no client
         // means that.
         Self(names.filter(|name| *name != HOST && *name != CONTENT_LENGTH).collect())
@@ -279,6 +279,13 @@ mod tests {
         let names: Vec<_> = to.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["a", "host", "te", "z"]);
         assert_eq!(for_client(from).keys().count(), 3);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_hide_no_name() {
+        let mut from = fields(&[("x-mine", "1"), ("a", "1")]);
+        from.insert(CONNECTION, HeaderValue::from_bytes(b"\xff, x-mine").unwrap());
+        assert_eq!(for_upstream(&from, &untouched()), fields(&[("a", "1")]));
     }
 
     #[test]

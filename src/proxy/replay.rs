@@ -11,6 +11,7 @@
 //! - What is kept is given back when the answer is there.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -94,7 +95,8 @@ pub struct ReplayBody(Option<Sending>);
 struct Sending {
     recording: Rc<Recording>,
     epoch: u32,
-    /// What was kept of the earlier sending and is still to be sent.
+    /// What was kept, of an earlier sending or ahead of this one, and is still to
+    /// be sent.
     again: Option<Bytes>,
     again_trailers: Option<HeaderMap>,
     remaining: Option<u64>,
@@ -120,6 +122,9 @@ struct State {
     source: Option<Incoming>,
     /// The client was asked for it.
     asked: bool,
+    /// What was read ahead of the first sending.
+    ahead: Bytes,
+    /// What was kept of that sending.
     kept: BytesMut,
     trailers: Option<HeaderMap>,
     reserved: Reserved,
@@ -131,8 +136,9 @@ struct State {
 }
 
 impl Replay {
-    /// Takes over the client's body, to keep up to `limit` bytes of it.
-    pub(super) fn new(source: Incoming, limit: usize, memory: &Memory) -> Self {
+    /// Takes over the client's body, of which up to `limit` bytes may lie in
+    /// memory; `replayable`: that much of it is kept for a second sending.
+    pub(super) fn new(source: Incoming, limit: usize, replayable: bool, memory: &Memory) -> Self {
         if source.is_end_stream() {
             return Self(None);
         }
@@ -140,10 +146,11 @@ impl Replay {
         let state = State {
             source: Some(source),
             asked: false,
+            ahead: Bytes::new(),
             kept: BytesMut::new(),
             trailers: None,
             reserved: memory.reserve_none(),
-            keeping: length.is_none_or(|length| length <= limit as u64) && limit > 0,
+            keeping: replayable && length.is_none_or(|length| length <= limit as u64),
             limit: Limit::ReplayBody,
             ended: false,
             epoch: 0,
@@ -163,16 +170,36 @@ impl Replay {
             let mut state = recording.state.borrow_mut();
             state.epoch += 1;
             // One replay at most: what was kept moves into it.
+            let kept = if state.epoch == 1 { state.take_ahead() } else { state.take_kept() };
             state.keeping &= state.epoch == 1;
             Sending {
                 epoch: state.epoch,
-                again: Some(state.kept.split().freeze()).filter(|kept| !kept.is_empty()),
-                again_trailers: state.trailers.take(),
+                again: Some(kept).filter(|kept| !kept.is_empty()),
+                again_trailers: state.trailers.clone(),
                 remaining: recording.length,
                 recording: Rc::clone(recording),
                 invitation: None,
             }
         }))
+    }
+
+    /// Before the first sending, reads the body until it is whole, if it fits into
+    /// memory; what does not fit any more streams on. Nothing is lost when the
+    /// future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError`]: the client broke off.
+    pub(super) async fn read_ahead(&self) -> Result<(), BodyError> {
+        match &self.0 {
+            Some(recording) => poll_fn(|cx| recording.poll_ahead(cx)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a body whose length nobody has told.
+    pub(super) fn is_of_unknown_length(&self) -> bool {
+        self.0.as_ref().is_some_and(|recording| recording.length.is_none())
     }
 
     /// Whether there is a body for which the client was not asked yet.
@@ -210,31 +237,60 @@ impl Replay {
     }
 }
 
+impl State {
+    /// What was read ahead, and is kept as far as anything is.
+    fn take_ahead(&mut self) -> Bytes {
+        let ahead = self.kept.split().freeze();
+        if self.keeping {
+            self.ahead = ahead.clone();
+        }
+        ahead
+    }
+
+    /// All that was kept.
+    fn take_kept(&mut self) -> Bytes {
+        let ahead = std::mem::take(&mut self.ahead);
+        let kept = self.kept.split().freeze();
+        match (ahead.is_empty(), kept.is_empty()) {
+            (_, true) => ahead,
+            (true, _) => kept,
+            _ => [ahead, kept].concat().into(),
+        }
+    }
+}
+
 impl Recording {
     fn keep(&self, state: &mut State, data: &Bytes) {
         if !state.keeping {
             return;
         }
-        let fits = state.kept.len() + data.len() <= self.limit;
-        if fits && state.reserved.grow(data.len()) {
+        if self.fits(state, data.len()) {
             state.kept.extend_from_slice(data);
         } else {
-            state.keeping = false;
-            state.limit = if fits { Limit::ReplayMemory } else { Limit::ReplayBody };
+            state.ahead = Bytes::new();
             state.kept = BytesMut::new();
             state.reserved.release();
         }
     }
 
-    fn poll_source(
+    /// Takes memory for `bytes` more; where there is none, nothing is kept from
+    /// now on.
+    fn fits(&self, state: &mut State, bytes: usize) -> bool {
+        let fits = state.ahead.len() + state.kept.len() + bytes <= self.limit;
+        if fits && state.reserved.grow(bytes) {
+            return true;
+        }
+        state.keeping = false;
+        state.limit = if fits { Limit::ReplayMemory } else { Limit::ReplayBody };
+        false
+    }
+
+    /// The client's next frame.
+    fn poll_client(
         &self,
-        epoch: u32,
+        state: &mut State,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let state = &mut *self.state.borrow_mut();
-        if state.epoch != epoch {
-            return Poll::Ready(Some(Err(BodyError::Superseded)));
-        }
         if state.ended {
             return Poll::Ready(None);
         }
@@ -250,19 +306,50 @@ impl Recording {
             state.ended = true;
             return Poll::Ready(None);
         };
-        Poll::Ready(Some(Ok(match frame.into_data() {
-            Ok(data) => {
-                self.keep(state, &data);
-                Frame::data(data)
-            }
-            Err(frame) => {
+        let frame = frame.into_data().map_or_else(
+            |frame| {
                 let mut trailers = frame.into_trailers().unwrap_or_default();
                 retain_allowed_trailers(&mut trailers);
                 state.ended = true;
                 state.trailers = Some(trailers.clone());
                 Frame::trailers(trailers)
+            },
+            Frame::data,
+        );
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// The next frame for the sending `epoch`.
+    fn poll_source(
+        &self,
+        epoch: u32,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let state = &mut *self.state.borrow_mut();
+        if state.epoch != epoch {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
+        let frame = ready!(self.poll_client(state, cx));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            self.keep(state, data);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn poll_ahead(&self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let state = &mut *self.state.borrow_mut();
+        // A body known to be too large streams from the first byte.
+        let mut room = self.length.is_none_or(|length| length <= self.limit as u64);
+        while room && state.epoch == 0 && !state.ended {
+            let frame = ready!(self.poll_client(state, cx)).transpose()?;
+            if let Some(data) = frame.as_ref().and_then(Frame::data_ref) {
+                room = self.fits(state, data.len());
+                state.kept.extend_from_slice(data);
             }
-        })))
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

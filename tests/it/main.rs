@@ -15,6 +15,7 @@ mod bounds;
 mod clients;
 mod commands;
 mod commands_env;
+mod crowd;
 mod differential;
 mod dns;
 mod doctor;

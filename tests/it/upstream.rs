@@ -1,6 +1,10 @@
 //! Connections to the shop: pooled, capped, bounded in time, verified.
 
+use std::net::SocketAddr;
+
 use futures_util::future::join_all;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use crate::routes::check_is_made_here;
 use crate::support::certificates::TestCa;
@@ -175,6 +179,30 @@ async fn extra_roots_are_needed_for_a_private_authority() {
     stage.set("TOKEN_SOURCES", "flaresolverr");
     let world = stage.launch().await;
     check_error(&world, "/web/api/v2/x", 502, "upstream_tls").await;
+}
+
+async fn check_tls_failure(shop: SocketAddr, kind: &str) {
+    let mut stage = Stage::new().await;
+    stage.set("CONNECT_TO", format!("{API}:443={shop}"));
+    stage.set("TOKEN_SOURCES", "flaresolverr");
+    let world = stage.launch().await;
+    let response = world.get("/web/api/v2/x").await;
+    let status = response.value("proxy-status").unwrap();
+    assert!(status.contains(&format!("error={kind}")), "{status}");
+}
+
+#[tokio::test]
+async fn failure_of_tls_says_whether_it_was_the_certificates() {
+    let impostor = Origin::start_other(Some(TestCa::new().acceptor(&[API]))).await;
+    check_tls_failure(impostor.addr(), "tls_certificate_error").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"220 this is no TLS\r\n").await;
+        }
+    });
+    check_tls_failure(address, "tls_protocol_error").await;
 }
 
 #[tokio::test]

@@ -67,10 +67,6 @@ pub(crate) struct Stream {
     pub(crate) heads: usize,
 }
 
-/// What becomes of a head that only its bytes betray (two lengths, a fragment) where it comes in
-/// one read with an earlier message: hyper reads it, and the sidecar sees what hyper leaves of it.
-const BETRAYED_LATER: Fate = Fate::Agreed;
-
 const WAYS: [Way; 8] = [
     Way::Passthrough,
     Way::Passthrough,
@@ -257,13 +253,20 @@ impl Stream {
 
     fn add(&mut self, index: usize, goal: &Goal, rng: &mut Rng) {
         let key = format!("stream-{}-{index}", self.seed);
+        let is_looked_at = !self.has_unknown_end();
         let mut draft = Draft::new(self.way, goal, &key, rng);
         if rng.u8(..) < 150 {
             for _ in 0..rng.usize(1..=2) {
-                draft.change(self.way, goal, index, rng);
+                draft.change(self.way, goal, is_looked_at, rng);
             }
         }
         self.push(key, draft);
+    }
+
+    /// Whether the end of one of its messages is told by chunks, or not at all.
+    fn has_unknown_end(&self) -> bool {
+        let text = self.bytes.to_ascii_lowercase();
+        [&b"transfer-encoding"[..], b"upgrade:"].iter().any(|name| count(&text, name) > 0)
     }
 
     /// A last message that asks for the end of the connection.
@@ -369,9 +372,9 @@ impl Draft {
     }
 
     /// A coding beside a length, whatever is wrong with the latter.
-    fn note_two_lengths(&mut self, change: &str, index: usize) {
+    fn note_two_lengths(&mut self, change: &str, is_looked_at: bool) {
         self.changes.push(change.to_owned());
-        (self.fate, self.done) = (betrayed(index), true);
+        (self.fate, self.done) = (betrayed(is_looked_at), true);
     }
 
     /// Whether a change of this kind was made: a second one could undo it.
@@ -379,35 +382,35 @@ impl Draft {
         self.changes.iter().any(|change| change.starts_with(kind))
     }
 
-    fn change(&mut self, way: Way, goal: &Goal, index: usize, rng: &mut Rng) {
+    fn change(&mut self, way: Way, goal: &Goal, is_looked_at: bool, rng: &mut Rng) {
         if self.done {
             return;
         }
         match rng.u8(0..20) {
-            0..=2 => self.add_line(&REFUSED_LINES, Fate::Refused, index, rng),
-            3..=6 => self.add_line(&PASSED_LINES, Fate::Arrives, index, rng),
-            7 | 8 => self.add_line(&AGREED_LINES, Fate::Agreed, index, rng),
-            9 => self.change_target(way, index, rng),
+            0..=2 => self.add_line(&REFUSED_LINES, Fate::Refused, is_looked_at, rng),
+            3..=6 => self.add_line(&PASSED_LINES, Fate::Arrives, is_looked_at, rng),
+            7 | 8 => self.add_line(&AGREED_LINES, Fate::Agreed, is_looked_at, rng),
+            9 => self.change_target(way, is_looked_at, rng),
             10 => self.change_host(way, goal, rng),
             11 => self.change_request_line(rng),
-            12 | 13 => self.change_length(index, rng),
-            14 | 15 => self.change_coding(index, rng),
+            12 | 13 => self.change_length(is_looked_at, rng),
+            14 | 15 => self.change_coding(is_looked_at, rng),
             16 | 17 => self.change_chunks(rng),
             18 => self.change_size(rng),
             _ => self.change_ends(rng),
         }
     }
 
-    fn add_line(&mut self, from: &[&[u8]], fate: Fate, index: usize, rng: &mut Rng) {
+    fn add_line(&mut self, from: &[&[u8]], fate: Fate, is_looked_at: bool, rng: &mut Rng) {
         let line = rng.choice(from.iter()).expect("lines").to_vec();
         let hidden = self.body.framing == Framing::Chunked && line.starts_with(b"Content-Length:");
-        let fate = if hidden { betrayed(index) } else { fate };
+        let fate = if hidden { betrayed(is_looked_at) } else { fate };
         let at = rng.usize(0..=self.lines.len());
         self.note(format!("line {:?}", String::from_utf8_lossy(&line)), fate);
         self.lines.insert(at, line);
     }
 
-    fn change_target(&mut self, way: Way, index: usize, rng: &mut Rng) {
+    fn change_target(&mut self, way: Way, is_looked_at: bool, rng: &mut Rng) {
         if self.has("target") {
             return;
         }
@@ -417,7 +420,7 @@ impl Draft {
             0..=2 => {
                 (format!("{text}{}", rng.choice(ODD_PATHS.iter()).expect("paths")), Fate::Arrives)
             }
-            3 => (format!("{text}#fragment"), betrayed(index)),
+            3 => (format!("{text}#fragment"), betrayed(is_looked_at)),
             4 => (format!("{text}/a b"), Fate::Refused),
             5 => (format!("{text}\u{1}"), Fate::Refused),
             6 if absolute => (text.replace("://", "://user:secret@"), Fate::Refused),
@@ -495,13 +498,13 @@ impl Draft {
     }
 
     /// Another length than that of the body.
-    fn change_length(&mut self, index: usize, rng: &mut Rng) {
+    fn change_length(&mut self, is_looked_at: bool, rng: &mut Rng) {
         if self.has("length") {
             return;
         }
         if self.body.framing != Framing::Length {
             let both = self.body.framing == Framing::Chunked;
-            let fate = if both { betrayed(index) } else { Fate::Agreed };
+            let fate = if both { betrayed(is_looked_at) } else { Fate::Agreed };
             let length = rng.u8(0..20);
             self.note(format!("length {length} that is not its own"), fate);
             return self.lines.push(format!("Content-Length: {length}").into_bytes());
@@ -525,20 +528,20 @@ impl Draft {
                 self.body.length = length + rng.i64(1..60);
             }
             _ => {
-                self.note_two_lengths("length and a coding", index);
+                self.note_two_lengths("length and a coding", is_looked_at);
                 self.lines.push(b"Transfer-Encoding: chunked".to_vec());
             }
         }
     }
 
     /// Another spelling of `chunked`.
-    fn change_coding(&mut self, index: usize, rng: &mut Rng) {
+    fn change_coding(&mut self, is_looked_at: bool, rng: &mut Rng) {
         if self.has("coding") {
             return;
         }
         if self.body.framing != Framing::Chunked {
             if self.body.framing == Framing::Length {
-                self.note_two_lengths("coding that is not its own", index);
+                self.note_two_lengths("coding that is not its own", is_looked_at);
             } else {
                 self.note("coding that is not its own", Fate::Agreed);
             }
@@ -680,9 +683,10 @@ impl Draft {
     }
 }
 
-/// What becomes of message `index` with a head that only its bytes betray.
-fn betrayed(index: usize) -> Fate {
-    if index == 0 { Fate::Refused } else { BETRAYED_LATER }
+/// What becomes of a head that only its bytes betray (two lengths, a fragment). Where it may come in
+/// one read with a message whose end the sidecar does not know, hyper alone reads it.
+fn betrayed(is_looked_at: bool) -> Fate {
+    if is_looked_at { Fate::Refused } else { Fate::Agreed }
 }
 
 /// Target and `Host` of a message with this key.
