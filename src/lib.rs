@@ -12,3 +12,6 @@ pub mod refresh;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+
+#[cfg(fuzzing)]
+pub use proxy::fuzzing;

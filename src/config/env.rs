@@ -41,13 +41,17 @@ impl Env {
     /// leave a door open.
     #[expect(clippy::disallowed_methods, reason = "the only reader of the environment")]
     pub fn from_process() -> Result<Self, ConfigError> {
-        let mut env = Self::from_pairs(
+        let env = Self::from_pairs(
             std::env::vars_os()
                 .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
         );
         let path = env.path("ENV_FILE").unwrap_or_default();
-        env.file = read_file(&path)?;
-        Ok(env)
+        env.with_file(&read_file(&path)?)
+    }
+
+    /// The same with the assignments of an env file below.
+    pub(crate) fn with_file(self, text: &str) -> Result<Self, ConfigError> {
+        Ok(Self { file: parse_file(text)?, ..self })
     }
 
     /// The value of `name`, if one is given anywhere and not empty.
@@ -191,16 +195,15 @@ fn default_of(name: &'static str) -> &'static str {
     variable.map_or("", |variable| variable.default)
 }
 
-fn read_file(path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
-    let text = match std::fs::read(path) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+fn read_file(path: &Path) -> Result<String, ConfigError> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         Err(error) => {
             let problem = format!("cannot read {}: {error}", path.display());
-            return Err(ConfigError::new("ENV_FILE", problem));
+            Err(ConfigError::new("ENV_FILE", problem))
         }
-    };
-    parse_file(&text)
+    }
 }
 
 /// The assignments of an env file. Values are literal: no `$` is expanded, so

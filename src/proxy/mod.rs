@@ -16,6 +16,9 @@ mod body;
 mod credentials;
 mod error;
 mod forward;
+#[cfg(fuzzing)]
+#[path = "../fuzzing.rs"]
+pub mod fuzzing;
 mod gate;
 mod head;
 mod headers;

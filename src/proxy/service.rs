@@ -512,7 +512,7 @@ fn route_of(method: &Method, uri: &Uri) -> Route {
 }
 
 /// The normalized host and the port that `uri` leads to.
-fn address_of(uri: &Uri, default_port: Option<u16>) -> Option<(String, u16)> {
+pub(super) fn address_of(uri: &Uri, default_port: Option<u16>) -> Option<(String, u16)> {
     let authority = uri.authority()?;
     Some((normalize_host(authority.host()), authority.port_u16().or(default_port)?))
 }

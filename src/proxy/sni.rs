@@ -35,7 +35,7 @@ const TLS_PORT: u16 = 443;
 
 /// Why a connection has no name to go by.
 #[derive(Debug, Error)]
-enum HelloError {
+pub(super) enum HelloError {
     /// It broke.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
@@ -117,7 +117,10 @@ async fn read_hello(mut stream: TcpStream) -> Result<(Rewound, String), HelloErr
 }
 
 /// The name, once the ClientHello is whole.
-fn feed(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<Option<String>, HelloError> {
+pub(super) fn feed(
+    acceptor: &mut Acceptor,
+    mut bytes: &[u8],
+) -> Result<Option<String>, HelloError> {
     while !bytes.is_empty() {
         acceptor.read_tls(&mut bytes)?;
         if let Some(accepted) = acceptor.accept().map_err(|(error, _)| HelloError::NoTls(error))? {

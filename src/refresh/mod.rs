@@ -27,7 +27,7 @@ mod refresher;
 mod run;
 mod schedule;
 mod session;
-mod solution;
+pub(crate) mod solution;
 mod sources;
 mod status;
 mod stores;

@@ -15,22 +15,22 @@ const MOST_SECONDS: f64 = 1e11;
 
 /// A token and what came with it.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) token: Token,
-    pub(super) cookies: Cookies,
+pub(crate) struct Found {
+    pub(crate) token: Token,
+    pub(crate) cookies: Cookies,
     /// The `User-Agent` of the browser that got them.
-    pub(super) user_agent: Option<String>,
+    pub(crate) user_agent: Option<String>,
 }
 
 /// The JSON of a reply that tells of no failure.
-pub(super) fn parse(status: u16, body: &[u8]) -> Result<Value, SourceError> {
+pub(crate) fn parse(status: u16, body: &[u8]) -> Result<Value, SourceError> {
     let reply: Value = serde_json::from_slice(body).map_err(|_| unreadable(status, body))?;
     if is_success(status, &reply) { Ok(reply) } else { Err(failed(status, &reply)) }
 }
 
 /// Reads the reply to a `request.get`; `names` are the token's cookie names,
 /// the preferred first.
-pub(super) fn read(status: u16, reply: &Value, names: &[String]) -> Result<Found, SourceError> {
+pub(crate) fn read(status: u16, reply: &Value, names: &[String]) -> Result<Found, SourceError> {
     let solution = reply.get("solution").ok_or_else(|| failed(status, reply))?;
     let now = moment(reply.get("endTimestamp")).unwrap_or_else(now);
     let cookies = solution.get("cookies").and_then(Value::as_array).into_iter().flatten();
@@ -42,7 +42,7 @@ pub(super) fn read(status: u16, reply: &Value, names: &[String]) -> Result<Found
 
 /// The name of the session that a `sessions.create` made; `ours` where the
 /// reply leaves it out.
-pub(super) fn session_name(status: u16, reply: &Value, ours: &str) -> Result<String, SourceError> {
+pub(crate) fn session_name(status: u16, reply: &Value, ours: &str) -> Result<String, SourceError> {
     let said = |field| reply.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
     match (said("session"), said("status")) {
         (Some(name), _) => Ok(name.to_owned()),

@@ -9,7 +9,7 @@
 mod cache;
 mod clearance;
 mod clock;
-mod env_file;
+pub(crate) mod env_file;
 mod error;
 mod jwt;
 mod redis;

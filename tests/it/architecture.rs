@@ -8,7 +8,7 @@ const LAYERS: [&[&str]; 8] = [
     &["config", "metrics", "telemetry"],
     &["hints", "token", "tls", "net"],
     &["refresh"],
-    &["proxy", "admin"],
+    &["proxy", "admin", "fuzzing"],
     &["app"],
     &["cli"],
     &["lib"],

@@ -44,6 +44,7 @@ mod sources;
 mod stalls;
 mod stores;
 mod streams;
+mod supply;
 mod tokens_way;
 mod upstream;
 mod wall;

@@ -10,7 +10,7 @@
 
 #[cfg(test)]
 mod tests;
-mod text;
+pub(crate) mod text;
 
 use std::{
     ffi::{OsStr, OsString},

@@ -18,7 +18,7 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// How long a rewritten line is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Length {
+pub(crate) enum Length {
     /// As long as it comes out.
     Natural,
     /// Filled with spaces, so as not to be shorter than the line it replaces.
@@ -39,7 +39,7 @@ struct Assignment<'a> {
 }
 
 /// The value that is in effect, of several the last.
-pub(super) fn value(content: &[u8]) -> Option<&[u8]> {
+pub(crate) fn value(content: &[u8]) -> Option<&[u8]> {
     let assignments = lines(content).filter_map(Assignment::read);
     assignments.last().map(|assignment| assignment.value)
 }
@@ -48,7 +48,7 @@ pub(super) fn value(content: &[u8]) -> Option<&[u8]> {
 /// where there was none. `None` where all of them have that token already.
 ///
 /// Dotenv readers differ on which of several lines counts, so all are set.
-pub(super) fn with_token(content: &[u8], token: &Token, length: Length) -> Option<Vec<u8>> {
+pub(crate) fn with_token(content: &[u8], token: &Token, length: Length) -> Option<Vec<u8>> {
     let assignments: Vec<_> = lines(content).filter_map(Assignment::read).collect();
     if assignments.is_empty() {
         return Some(with_line_added(content, token));
@@ -67,12 +67,12 @@ pub(super) fn with_token(content: &[u8], token: &Token, length: Length) -> Optio
 }
 
 /// The token in a value.
-pub(super) fn parsed(value: &[u8]) -> Option<Token> {
+pub(crate) fn parsed(value: &[u8]) -> Option<Token> {
     Token::parse(str::from_utf8(value).ok()?).ok()
 }
 
 /// The bytes of `new` that differ from `old`, which is not longer.
-pub(super) fn changed(old: &[u8], new: &[u8]) -> Range<usize> {
+pub(crate) fn changed(old: &[u8], new: &[u8]) -> Range<usize> {
     let same = |(a, b): &(&u8, &u8)| a == b;
     let start = old.iter().zip(new).take_while(same).count();
     if old.len() != new.len() {
