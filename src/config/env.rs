@@ -12,6 +12,9 @@ use http::Uri;
 
 use super::{ConfigError, VARIABLES};
 
+/// What some editors begin a file with.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The raw texts of all variables.
 #[derive(Default)]
 pub struct Env {
@@ -210,8 +213,10 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
 /// that a password is what it looks like.
 fn parse_file(text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut values = BTreeMap::new();
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-        let line = line.strip_prefix("export ").unwrap_or(line);
+        let exported = line.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
+        let line = exported.unwrap_or(line);
         let Some((name, value)) = line.split_once('=') else {
             continue;
         };
@@ -307,6 +312,8 @@ mod tests {
         check("PROXY_AUTH=\"u:\\\"p\\\\ $x\"", "u:\"p\\ $x");
         check("PROXY_AUTH=\r\nPROXY_AUTH=a:b\r\n", "a:b");
         check("PROXY_AUTH=# none", "");
+        check("export\tPROXY_AUTH=a:b", "a:b");
+        check("\u{feff}PROXY_AUTH=a:b\n", "a:b");
     }
 
     #[test]

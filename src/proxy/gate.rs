@@ -4,6 +4,8 @@
 //! bare CR, and a bad or differing `Content-Length`. What it hides from its
 //! service, `head` sees.
 
+use std::net::Ipv6Addr;
+
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
@@ -99,15 +101,13 @@ fn check_target(parts: &Parts) -> Result<(), ProxyError> {
             Err(ProxyError::BadRequest("only OPTIONS takes * as its target"))
         }
         (None, None) => Ok(()),
-        (Some("http" | "https"), Some(authority)) if !authority.host().is_empty() => {
-            check_port(authority)
-        }
+        (Some("http" | "https"), Some(authority)) if is_address(authority) => check_port(authority),
         _ => Err(ProxyError::BadRequest("the target is neither an http nor an https URL")),
     }
 }
 
 fn check_connect(authority: &Authority) -> Result<(), ProxyError> {
-    if authority.host().is_empty() || authority.port_u16().is_none_or(|port| port == 0) {
+    if !is_address(authority) || authority.port_u16().is_none_or(|port| port == 0) {
         return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
     }
     Ok(())
@@ -119,6 +119,19 @@ fn check_port(authority: &Authority) -> Result<(), ProxyError> {
         return Err(ProxyError::BadRequest("the target's port is no port"));
     }
     Ok(())
+}
+
+/// Whether this is a host, perhaps with a port, and nothing else. `http` lets
+/// brackets stand anywhere (`a:1[::1]:2` has host `a` and port 2), and a sign
+/// before the port. Without credentials, which are refused before.
+fn is_address(authority: &Authority) -> bool {
+    let (host, port) = authority.as_str().split_at(authority.host().len());
+    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_host = match host.strip_prefix('[') {
+        Some(ip) => ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && !host.contains(['[', ']']),
+    };
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
 }
 
 /// RFC 9112 §3.2: one `Host` in HTTP/1.1, at most one before it. CONNECT's is
@@ -141,7 +154,9 @@ fn check_host(parts: &Parts) -> Result<(), ProxyError> {
 }
 
 fn is_host(value: &[u8]) -> bool {
-    let is_clean = |host: Authority| !host.as_str().contains('@') && check_port(&host).is_ok();
+    let is_clean = |host: Authority| {
+        !host.as_str().contains('@') && is_address(&host) && check_port(&host).is_ok()
+    };
     value.is_empty() || Authority::try_from(value).is_ok_and(is_clean)
 }
 
@@ -184,6 +199,33 @@ mod tests {
         check_one(Request::get("/").header(HOST, "u@a"), 400);
         check_one(Request::get("/").header(HOST, "[::1]:80"), 200);
         check_one(Request::get("/").header(HOST, "a:99999"), 400);
+    }
+
+    #[test]
+    fn an_address_is_a_host_and_a_port_and_nothing_else() {
+        for good in ["h:1", "[::1]:1", "a_b.test.:65535", "1.2.3.4:080"] {
+            check_one(Request::connect(good), 200);
+            check_one(Request::get(format!("http://{good}/")).header(HOST, good), 200);
+        }
+        for bad in [
+            "a:1[::1]:2",
+            "a[::1]:2",
+            ",[::1]:2",
+            "[::1]x:2",
+            "[a]:2",
+            "[]:2",
+            "[::1%25eth0]:2",
+            "h:+2",
+            "h:65536",
+            "h:-2",
+        ] {
+            // What `http` itself refuses never comes here.
+            if bad.parse::<Authority>().is_ok() {
+                check_one(Request::connect(bad), 400);
+                check_one(Request::get(format!("http://{bad}/")).header(HOST, "h"), 400);
+            }
+            check_one(Request::get("/").header(HOST, bad), 400);
+        }
     }
 
     #[test]
