@@ -129,7 +129,8 @@ fn is_address(authority: &Authority) -> bool {
     let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let is_host = match host.strip_prefix('[') {
         Some(ip) => ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
-        None => !host.is_empty() && !host.contains(['[', ']']),
+        // The final dot goes, and must leave something.
+        None => !matches!(host, "" | ".") && !host.contains(['[', ']']),
     };
     is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
 }
@@ -218,6 +219,7 @@ mod tests {
             "h:+2",
             "h:65536",
             "h:-2",
+            ".:2",
         ] {
             // What `http` itself refuses never comes here.
             if bad.parse::<Authority>().is_ok() {
