@@ -6,6 +6,8 @@
 //! then the env file. A name that is none of ours is taken for one of them.
 #![no_main]
 
+use std::time::Instant;
+
 use libfuzzer_sys::fuzz_target;
 use token_sidecar::config::{Config, ConfigError, VARIABLES};
 use token_sidecar::fuzzing::env_of;
@@ -64,12 +66,18 @@ fn check_config(config: &Config) {
         assert!(!origin.host.is_empty() && !origin.host.contains(['@', '/', '[']));
         assert_eq!(origin.host, origin.host.to_ascii_lowercase());
         assert!(origin.prefix.is_empty() || origin.prefix.starts_with('/'));
+        let url: http::Uri = origin.base_url().parse().expect("a URL");
+        let host = url.host().expect("a host").trim_matches(['[', ']']);
+        assert_eq!((host, url.port_u16().unwrap_or(443)), (&*origin.host, origin.port));
+        assert_ne!(origin.port, 0);
     }
     for url in [Some(&config.api.shop_url), config.refresh.flaresolverr_url.as_ref()] {
         assert!(url.is_none_or(|url| url.authority().is_some_and(|it| !it.as_str().contains('@'))));
     }
     let refresh = &config.refresh;
     assert!(!refresh.sources.is_empty());
+    let is_once = |source| refresh.sources.iter().filter(|other| *other == source).count() == 1;
+    assert!(refresh.sources.iter().all(is_once));
     for duration in [
         listen.drain_timeout,
         refresh.patience,
@@ -80,6 +88,7 @@ fn check_config(config: &Config) {
         config.upstream.timeout,
     ] {
         assert!(!duration.is_zero());
+        assert!(Instant::now().checked_add(duration).is_some(), "beyond the end of time");
     }
     if let Some(parent) = &config.upstream.proxy {
         assert!(parent.port != 0 && !parent.host.is_empty());
@@ -106,7 +115,9 @@ fuzz_target!(|text: &str| {
     // Where the word stands in another variable, it is no secret.
     let is_given = |except: &[&str]| {
         let mut others = VARIABLES.iter().filter(|variable| !except.contains(&variable.name));
-        others.any(|variable| env.given(variable.name).is_some_and(|text| text.contains(WORD)))
+        others.any(|variable| {
+            env.given(variable.name).is_some_and(|text| text.to_ascii_lowercase().contains(WORD))
+        })
     };
     match Config::from_env(&env) {
         Ok(config) => {

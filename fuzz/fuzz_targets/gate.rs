@@ -59,7 +59,8 @@ fn values<'a>(request: &httparse::Request<'_, 'a>, name: &str) -> Vec<&'a [u8]> 
 fn check_passed(request: &httparse::Request<'_, '_>, judged: &Judged) {
     let (method, target) = (request.method.expect("a method"), request.path.expect("a target"));
     assert!(!target.contains('#'), "a fragment passed: {target}");
-    let authority = target.split_once("://").map_or("", |(_, rest)| rest);
+    let url = target.split_once("://").filter(|_| !target.starts_with('/'));
+    let authority = url.map_or("", |(_, rest)| rest);
     let authority = authority.split(['/', '?']).next().unwrap_or_default();
     assert!(!authority.contains('@'), "credentials passed: {target}");
     check_authority(authority);

@@ -10,7 +10,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use http::Uri;
 
+use super::origin::has_usable_port;
 use super::{ConfigError, VARIABLES};
+
+/// Longest time that can be set: a deadline that far ahead can still be told.
+const LONGEST: Duration = Duration::from_hours(24 * 10_000);
 
 /// What some editors begin a file with.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -99,6 +103,7 @@ impl Env {
         let text = self.text(name);
         match humantime::parse_duration(text) {
             Ok(duration) if duration.is_zero() => Err(bad(name, text, "a time of more than zero")),
+            Ok(duration) if duration > LONGEST => Err(bad(name, text, "a time of at most 10000d")),
             Ok(duration) => Ok(duration),
             Err(_) => Err(bad(name, text, "a time such as 500ms, 10s, 5m or 3h")),
         }
@@ -149,8 +154,9 @@ impl Env {
         let text = self.text(name);
         let uri = text.parse::<Uri>().ok().filter(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https"))
-                && uri.host().is_some_and(|host| !host.is_empty())
-                && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+                && uri.authority().is_some_and(|authority| {
+                    !authority.as_str().contains('@') && has_usable_port(authority)
+                })
         });
         // The text is not shown: it may hold credentials.
         uri.ok_or_else(|| {
@@ -332,6 +338,9 @@ mod tests {
         assert!(
             error("soon").to_string().ends_with("expected a time such as 500ms, 10s, 5m or 3h")
         );
+        for endless in ["10001days", "18446744073709551615s"] {
+            assert!(error(endless).to_string().ends_with("expected a time of at most 10000d"));
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use thiserror::Error;
 pub use advertise::{Advertise, reachable};
 pub use env::Env;
 pub use listen::Listen;
-pub use origin::{ApiOrigin, normalize_host};
+pub use origin::{ApiOrigin, is_address, normalize_host};
 pub use parent::ParentProxy;
 pub use parse::{AllowedHost, AllowedName, ConnectTo};
 pub use secret::Secret;
@@ -365,7 +365,13 @@ impl Refresh {
             "direct" => Ok(SourceKind::Direct),
             other => Err(format!("{other:?} is no source, expected flaresolverr or direct")),
         })?;
-        sources.dedup();
+        // The second mention of one could not be tried again.
+        let mut known = Vec::new();
+        sources.retain(|source| {
+            let is_new = !known.contains(source);
+            known.push(*source);
+            is_new
+        });
         if !solver && sources.contains(&SourceKind::FlareSolverr) {
             if env.given("TOKEN_SOURCES").is_some() {
                 return Err(ConfigError::new(
@@ -487,5 +493,32 @@ impl Log {
             filter: env.text("RUST_LOG").to_owned(),
             json: env.choice("LOG_FORMAT", &[("text", false), ("json", true)])?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::from_env(&Env::from_pairs(variables.iter().copied()))
+    }
+
+    #[test]
+    fn a_source_is_asked_once_however_often_it_is_named() {
+        let config = read(&[
+            ("TOKEN_SOURCES", "direct,flaresolverr,direct"),
+            ("FLARESOLVERR_URL", "http://solver:8191/v1"),
+        ]);
+        let sources = config.unwrap().refresh.sources;
+        assert_eq!(sources, [SourceKind::Direct, SourceKind::FlareSolverr]);
+    }
+
+    #[test]
+    fn a_url_with_a_port_that_is_none_is_an_error() {
+        for url in ["http://solver:99999/v1", "http://solver:0/v1", "http://a:1[::1]:2/"] {
+            let error = read(&[("FLARESOLVERR_URL", url)]).unwrap_err();
+            assert_eq!(error.variable, "FLARESOLVERR_URL", "{url}");
+        }
     }
 }

@@ -1,6 +1,9 @@
 //! API origins.
 
+use std::net::Ipv6Addr;
+
 use http::Uri;
+use http::uri::Authority;
 
 /// An origin of the shop's API, with the prefix that the gateway maps to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +25,7 @@ impl ApiOrigin {
         let uri: Uri = text.parse().map_err(|_| problem())?;
         let authority = uri.authority().ok_or_else(problem)?;
         let plain = uri.query().is_none() && !authority.as_str().contains('@');
-        if uri.scheme_str() != Some("https") || authority.host().is_empty() || !plain {
+        if uri.scheme_str() != Some("https") || !plain || !has_usable_port(authority) {
             return Err(problem());
         }
         Ok(Self {
@@ -46,6 +49,27 @@ impl ApiOrigin {
     }
 }
 
+/// Whether this is a host, perhaps with a port, and nothing else. `http` lets
+/// brackets stand anywhere (`a:1[::1]:2` has host `a` and port 2), and a sign
+/// before the port. Without credentials, which are refused before.
+#[must_use]
+pub fn is_address(authority: &Authority) -> bool {
+    let (host, port) = authority.as_str().split_at(authority.host().len());
+    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let is_host = match host.strip_prefix('[') {
+        Some(ip) => ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        // The final dot goes, and must leave something.
+        None => !matches!(host, "" | ".") && !host.contains(['[', ']']),
+    };
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
+}
+
+/// Whether it is one, and its port, if it has any, can be connected to.
+pub(super) fn has_usable_port(authority: &Authority) -> bool {
+    let written = authority.as_str().len() > authority.host().len();
+    is_address(authority) && (!written || authority.port_u16().is_some_and(|port| port != 0))
+}
+
 /// A host name in the form that all comparisons use: lower case, no brackets
 /// around an IPv6 literal, no final dot.
 #[must_use]
@@ -56,4 +80,27 @@ pub fn normalize_host(host: &str) -> String {
 
 fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_a_host_with_a_port_that_can_be_connected_to() {
+        let origin = ApiOrigin::parse("https://A.test:8443/api/").unwrap();
+        assert_eq!((&*origin.host, origin.port, &*origin.prefix), ("a.test", 8443, "/api"));
+        assert_eq!(ApiOrigin::parse("https://[::1]").unwrap().authority(), "[::1]");
+        for text in [
+            "https://a.test:99999",
+            "https://a.test:0",
+            "https://a.test:",
+            "https://a:1[::1]:2",
+            "https://.",
+            "https://u@a.test",
+            "http://a.test",
+        ] {
+            assert!(ApiOrigin::parse(text).is_err(), "{text}");
+        }
+    }
 }

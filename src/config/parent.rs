@@ -3,7 +3,7 @@
 use http::Uri;
 use percent_encoding::percent_decode_str;
 
-use super::{Secret, normalize_host};
+use super::{Secret, is_address, normalize_host};
 
 /// The proxy that leads to the shop: `UPSTREAM_PROXY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,13 +25,19 @@ impl ParentProxy {
         let uri: Uri = text.parse().map_err(|_| problem())?;
         let authority = uri.authority().ok_or_else(problem)?;
         let bare = uri.path() == "/" && uri.query().is_none();
-        if uri.scheme_str() != Some("http") || authority.host().is_empty() || !bare {
+        if uri.scheme_str() != Some("http") || !bare {
             return Err(problem());
         }
-        let (user, password) = match authority.as_str().rsplit_once('@') {
-            Some((pair, _)) => credentials(pair)?,
-            None => (None, None),
+        let (user, password, address) = match authority.as_str().rsplit_once('@') {
+            Some((pair, address)) => {
+                let (user, password) = credentials(pair)?;
+                (user, password, address.parse().map_err(|_| problem())?)
+            }
+            None => (None, None, authority.clone()),
         };
+        if !is_address(&address) {
+            return Err(problem());
+        }
         Ok(Self {
             host: normalize_host(authority.host()),
             port: authority.port_u16().filter(|port| *port != 0).ok_or_else(problem)?,
@@ -127,6 +133,7 @@ mod tests {
             "http://u%%40:hunter2@squid:3128",
             "http://u:hunter2@squid:0",
             "http://u:hunter2@squid:65536",
+            "http://u:hunter2@squid:1[::1]:2",
         ] {
             let error = ParentProxy::parse(text).unwrap_err();
             assert!(!error.contains("hunter2") && !error.contains("squid"), "{text}: {error}");

@@ -4,14 +4,13 @@
 //! bare CR, and a bad or differing `Content-Length`. What it hides from its
 //! service, `head` sees.
 
-use std::net::Ipv6Addr;
-
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{Method, Version};
 
 use super::error::ProxyError;
+use crate::config::is_address;
 
 /// Fields in the head of a request.
 const MAX_FIELDS: usize = 100;
@@ -119,20 +118,6 @@ fn check_port(authority: &Authority) -> Result<(), ProxyError> {
         return Err(ProxyError::BadRequest("the target's port is no port"));
     }
     Ok(())
-}
-
-/// Whether this is a host, perhaps with a port, and nothing else. `http` lets
-/// brackets stand anywhere (`a:1[::1]:2` has host `a` and port 2), and a sign
-/// before the port. Without credentials, which are refused before.
-fn is_address(authority: &Authority) -> bool {
-    let (host, port) = authority.as_str().split_at(authority.host().len());
-    let is_number = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    let is_host = match host.strip_prefix('[') {
-        Some(ip) => ip.strip_suffix(']').is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
-        // The final dot goes, and must leave something.
-        None => !matches!(host, "" | ".") && !host.contains(['[', ']']),
-    };
-    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_number))
 }
 
 /// RFC 9112 §3.2: one `Host` in HTTP/1.1, at most one before it. CONNECT's is
