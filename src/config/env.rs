@@ -16,7 +16,7 @@ use super::{ConfigError, VARIABLES};
 /// Longest time that can be set: a deadline that far ahead can still be told.
 const LONGEST: Duration = Duration::from_hours(24 * 10_000);
 
-/// What some editors begin a file with.
+/// What some editors begin a file with; in the middle where files were joined.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The raw texts of all variables.
@@ -219,8 +219,8 @@ fn read_file(path: &Path) -> Result<String, ConfigError> {
 /// that a password is what it looks like.
 fn parse_file(text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
     let mut values = BTreeMap::new();
-    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
-    for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+    let unmarked = |line| str::strip_prefix(line, BYTE_ORDER_MARK).unwrap_or(line);
+    for line in text.lines().map(unmarked).map(str::trim).filter(|line| !line.starts_with('#')) {
         let exported = line.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
         let line = exported.unwrap_or(line);
         let Some((name, value)) = line.split_once('=') else {
@@ -320,6 +320,7 @@ mod tests {
         check("PROXY_AUTH=# none", "");
         check("export\tPROXY_AUTH=a:b", "a:b");
         check("\u{feff}PROXY_AUTH=a:b\n", "a:b");
+        check("A=1\n\u{feff}PROXY_AUTH=a:b\n", "a:b");
     }
 
     #[test]
