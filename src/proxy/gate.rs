@@ -13,10 +13,10 @@ use super::error::ProxyError;
 use crate::config::is_address;
 
 /// Fields in the head of a request.
-const MAX_FIELDS: usize = 100;
+pub(super) const MAX_FIELDS: usize = 100;
 
 /// Bytes of a head: its target and all its fields.
-const MAX_HEAD: usize = 64 * 1024;
+pub(super) const MAX_HEAD: usize = 64 * 1024;
 
 /// Bytes of a target.
 const MAX_TARGET: usize = 32 * 1024;

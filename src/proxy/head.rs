@@ -24,11 +24,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::error::ProxyError;
+use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
-
-/// The largest head that is looked at; the gate refuses larger ones.
-const MAX_HEAD: usize = 64 * 1024;
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
@@ -41,6 +39,8 @@ enum Oddity {
     None,
     Fragment,
     TwoLengths,
+    /// Too large as it came, blanks included, which the gate does not count.
+    TooLarge,
 }
 
 /// What the service tells the stream, and the other way. Used by one thread;
@@ -62,6 +62,8 @@ impl HeadWatch {
             Err(ProxyError::BadRequest("the target has a fragment"))
         } else if seen == Oddity::TwoLengths as u8 {
             Err(ProxyError::BadRequest("Content-Length and Transfer-Encoding exclude each other"))
+        } else if seen == Oddity::TooLarge as u8 {
+            Err(ProxyError::HeaderTooLarge { fields: MAX_FIELDS, bytes: MAX_HEAD })
         } else {
             Ok(())
         }
@@ -196,9 +198,8 @@ impl<I: Resettable> Inspected<I> {
         self.keep(bytes);
         let Some(end) = end_of_head(&self.partial) else {
             if self.partial.len() > MAX_HEAD {
-                self.let_go(); // hyper refuses it.
-                self.due = Due::Anything;
-                self.head.busy.store(true, Ordering::Relaxed);
+                self.let_go();
+                self.tell(Oddity::TooLarge, Due::Anything);
             }
             return bytes.len();
         };
@@ -223,6 +224,10 @@ impl<I: Resettable> Inspected<I> {
 
     fn judge(&mut self, head: &[u8]) {
         let (oddity, due) = judge(head);
+        self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
+    }
+
+    fn tell(&mut self, oddity: Oddity, due: Due) {
         (self.due, self.sure) = (due, true);
         self.head.busy.store(true, Ordering::Relaxed);
         self.head.seen.store(oddity as u8, Ordering::Relaxed);
@@ -326,11 +331,11 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
     crlf.into_iter().chain(lf).min()
 }
 
-/// Whether this may be the beginning of a method. The rest of an earlier
-/// message's body seldom is.
+/// Whether this may be the beginning of a method: any token (RFC 9110 §5.6.2),
+/// for hyper takes any.
 fn may_begin_a_head(bytes: &[u8]) -> bool {
-    let method =
-        bytes.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    let method = bytes.iter().take_while(|byte| is_token(byte)).count();
     method > 0 && (method == bytes.len() || bytes[method] == b' ')
 }
 
@@ -454,9 +459,26 @@ mod tests {
             true,
         )
         .await;
-        check(&["get /a", "#b HTTP/1.1\r\n\r\n"], true).await;
         check(&["\r\n\r\nGET /a#b HTTP/1.1\r\n\r\n"], true).await;
         check(&["\r\n", "\r\n", "GET /a#b HTTP/1.1\r\n\r\n"], true).await;
+        check(&["get /a", "#b HTTP/1.1\r\n\r\n"], true).await;
+        check(&["M_1", " /a#b HTTP/1.1\r\n\r\n"], true).await;
+    }
+
+    #[tokio::test]
+    async fn a_head_padded_beyond_its_limit_is_too_large_however_it_is_cut() {
+        let padded = |blanks| format!("GET /a#b HTTP/1.1\r\nHost:{}x\r\n\r\n", " ".repeat(blanks));
+        for (blanks, too_large) in [(60 * 1024, false), (65 * 1024, true), (90 * 1024, true)] {
+            let head = padded(blanks);
+            for cut in [10, 5000, 65_000.min(head.len() - 1), head.len() - 2] {
+                let mut stage = Stage::new(&[], 1 << 20);
+                stage.stream.look(&head.as_bytes()[..cut]);
+                stage.stream.look(&head.as_bytes()[cut..]);
+                let error = stage.head.take().unwrap_err();
+                let is_so = matches!(error, ProxyError::HeaderTooLarge { .. });
+                assert_eq!(is_so, too_large, "{blanks} {cut}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -302,7 +302,10 @@ impl Recording {
         let frame = ready!(Pin::new(source).poll_frame(cx));
         self.owed.set(false);
         self.progress.set(Instant::now());
-        let Some(frame) = frame.transpose()? else {
+        // After an error the source only ends: sent again, the body would look
+        // whole.
+        let frame = frame.transpose().inspect_err(|_| state.keeping = false)?;
+        let Some(frame) = frame else {
             state.ended = true;
             return Poll::Ready(None);
         };
