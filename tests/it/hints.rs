@@ -12,7 +12,7 @@ use crate::support::http::Wire;
 use crate::support::parser::{in_container, is_installed};
 use crate::support::sidecar::{output, stderr};
 use crate::support::token::Jwt;
-use crate::support::{Stage, World, until};
+use crate::support::{Stage, World, nobody, until};
 
 const PATH: &str = "/web/api/v2/x";
 
@@ -289,10 +289,10 @@ async fn name_that_a_client_makes_up_is_cut() {
 async fn neighbour_that_the_operator_allows_is_not_told_of() {
     let neighbour = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = neighbour.local_addr().unwrap();
+    let (_kept, down) = nobody();
     let world = World::with(&[("ALLOW_HOSTS", "127.0.0.1,localhost")]).await;
     assert_eq!(world.connect(&address.to_string()).await.0.status, 200);
-    drop(neighbour);
-    assert_eq!(world.connect(&address.to_string()).await.0.status, 502, "it is down");
+    assert_eq!(world.connect(&down.to_string()).await.0.status, 502, "it is down");
     check_is_not_told(&world, "no_proxy_missing", "NO_PROXY").await;
 }
 

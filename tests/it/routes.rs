@@ -4,7 +4,7 @@ use crate::support::certificates::{connector, handshake};
 use crate::support::client::{API, GATE, Request, Session, Way};
 use crate::support::http::{Response, Wire};
 use crate::support::origin::Origin;
-use crate::support::{Stage, World};
+use crate::support::{Stage, World, nobody};
 
 /// Asks `way` for a page and checks that the shop saw it with the token.
 async fn check_carries_the_token(way: Way) {
@@ -518,9 +518,7 @@ async fn refused_connect_leaves_the_connection_usable_or_closed() {
 
 #[tokio::test]
 async fn allowed_target_that_does_not_listen_is_502() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
+    let (_kept, addr) = nobody();
     let world = World::with(&[("ALLOW_HOSTS", "127.0.0.0/8")]).await;
     let (response, _) = world.connect(&addr.to_string()).await;
     assert_eq!((response.status, response.code().as_str()), (502, "upstream_unreachable"));

@@ -9,7 +9,7 @@ use crate::support::client::{Request, Way};
 use crate::support::origin::{Door, Page, Verification};
 use crate::support::solver::Mode;
 use crate::support::token::{Jwt, fingerprint};
-use crate::support::{Stage, World, until};
+use crate::support::{Stage, World, nobody, until};
 
 const PATH: &str = "/web/api/v2/x";
 
@@ -116,9 +116,8 @@ async fn solver_reply_above_32_mib_hands_over() {
 
 #[tokio::test]
 async fn solver_that_does_not_run_hands_over() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = format!("http://{}", listener.local_addr().unwrap());
-    drop(listener);
+    let (_kept, nobody) = nobody();
+    let nobody = format!("http://{nobody}");
     let world = dying(Mode::Solves, |stage| stage.set("FLARESOLVERR_URL", nobody)).await;
     assert_eq!(world.get(PATH).await.status, 200);
     assert_eq!(source(&world).await, "direct");

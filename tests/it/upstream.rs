@@ -12,7 +12,7 @@ use crate::support::client::{API, Request, Way};
 use crate::support::http::Response;
 use crate::support::origin::Origin;
 use crate::support::token::Jwt;
-use crate::support::{Stage, World, until};
+use crate::support::{Stage, World, nobody, until};
 
 /// Sends `Request::get(path)` by each way; each must get this answer made here.
 async fn check_error(world: &World, path: &str, status: u16, code: &str) {
@@ -126,9 +126,7 @@ async fn long_answer_is_not_cut_by_the_upstream_timeout() {
 
 #[tokio::test]
 async fn shop_that_is_not_there_is_502_upstream_unreachable() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = listener.local_addr().unwrap();
-    drop(listener);
+    let (_kept, nobody) = nobody();
     let mut stage = Stage::new().await;
     stage.set("CONNECT_TO", format!("{API}:443={nobody}"));
     stage.set("TOKEN_SOURCES", "flaresolverr");

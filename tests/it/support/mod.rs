@@ -14,11 +14,13 @@ pub(crate) mod skip;
 pub(crate) mod solver;
 pub(crate) mod token;
 
+use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep};
 
 use self::certificates::TestCa;
@@ -29,6 +31,14 @@ use self::redis::Redis;
 use self::sidecar::{Sidecar, Variables};
 use self::solver::Solver;
 use self::token::Tokens;
+
+/// An address that refuses connections for as long as the socket is kept: nobody else can take it.
+pub(crate) fn nobody() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
 
 /// Waits until `check` holds, asking every few milliseconds.
 pub(crate) async fn until(what: &str, check: impl AsyncFnMut() -> bool) {
