@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use super::replay::{BodyError, ReplayBody};
 
 use super::credentials::{self, OwnCookies, OwnToken};
-use super::head::{HeadWatch, Inspected};
+use super::head::{HeadWatch, Inspected, Resettable};
 use super::replay::Replay;
 use super::service::address_of;
 use super::watch::Watches;
@@ -81,6 +81,10 @@ fn judge(head: Result<(), ProxyError>, request: http::Request<Incoming>) -> (Jud
 
 /// A client that writes these pieces and nothing more, and reads what it gets.
 struct Reads(VecDeque<Vec<u8>>);
+
+impl Resettable for Reads {
+    fn reset(&self) {}
+}
 
 impl AsyncRead for Reads {
     fn poll_read(
@@ -170,7 +174,16 @@ impl Replaying {
     /// Keeps up to `limit` bytes of `source`.
     #[must_use]
     pub fn new(source: Incoming, limit: usize, memory: &Memory) -> Self {
-        Self(Replay::new(source, limit, memory))
+        Self(Replay::new(source, limit, true, memory))
+    }
+
+    /// Reads as much of it as may be kept ahead of the first sending.
+    ///
+    /// # Errors
+    ///
+    /// The client broke off.
+    pub async fn read_ahead(&self) -> Result<(), BodyError> {
+        self.0.read_ahead().await
     }
 
     /// The body of the next sending.

@@ -32,6 +32,8 @@ use tokio::task::{LocalSet, spawn_local, yield_now};
 struct Plan {
     length: usize,
     chunked: bool,
+    /// Steps of the client during which the body is read ahead.
+    ahead: usize,
     /// `REPLAY_BODY_LIMIT`.
     limit: usize,
     /// `REPLAY_MEMORY`.
@@ -44,6 +46,7 @@ impl Plan {
         let number = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
         let plan = Self {
             chunked: head[0] & 1 == 1,
+            ahead: usize::from(head[0] >> 1) % 8,
             length: number(1) % 3000,
             limit: number(3) % 3000,
             memory: number(5) % 3000,
@@ -185,9 +188,28 @@ impl Proxy {
     fn new(plan: Plan, source: Incoming) -> Self {
         let memory = Memory::new(plan.memory);
         let replaying = Replaying::new(source, plan.limit, &memory);
-        let first = (Some(replaying.body()), Sent::default());
+        let first = (None, Sent::default());
         let second = (None, Sent::default());
         Self { plan, memory, replaying: Some(replaying), first, second, replayed: false }
+    }
+
+    /// Reads ahead what is there; `false` where the client has broken off.
+    async fn read_ahead(&self) -> bool {
+        let Some(replaying) = &self.replaying else {
+            return true;
+        };
+        for _ in 0..4 {
+            if let Some(read) = poll_immediate(replaying.read_ahead()).await {
+                return read.is_ok();
+            }
+            yield_now().await;
+        }
+        true
+    }
+
+    /// Begins the first sending.
+    fn start(&mut self) {
+        self.first.0 = self.replaying.as_ref().map(Replaying::body);
     }
 
     async fn read(&mut self) -> bool {
@@ -231,7 +253,10 @@ impl Proxy {
             }
         }
         let Plan { limit, memory, .. } = self.plan;
-        let read = self.first.1.data.len() + self.second.1.data.len();
+        let read = match self.plan.ahead {
+            0 => self.first.1.data.len() + self.second.1.data.len(),
+            _ => client.written,
+        };
         let most = limit.min(memory).min(read);
         assert!(has_room(&self.memory, memory - most), "more is kept than may be");
         if let (Some(replaying), false) = (&self.replaying, self.replayed) {
@@ -275,6 +300,23 @@ async fn step(step: [u8; 2], client: &mut Client, proxy: &mut Proxy) {
     proxy.check(client);
 }
 
+/// Lets the client write while the body is read ahead; `false` where it broke
+/// off.
+async fn go_ahead(steps: &[u8], client: &mut Client, proxy: &Proxy) -> bool {
+    for pair in steps.chunks_exact(2) {
+        match pair[0] % 10 {
+            7 if pair[1] < 40 => client.break_off(pair[1] % 2 == 0).await,
+            7 => client.finish().await,
+            _ => client.write(usize::from(pair[1]) * usize::from(pair[0] / 10 + 1)).await,
+        }
+        if !proxy.read_ahead().await {
+            return false;
+        }
+        proxy.check(client);
+    }
+    true
+}
+
 async fn run(plan: Plan, steps: &[u8]) {
     let (stream, server) = duplex(64 * 1024);
     let (body, incoming) = oneshot::channel();
@@ -301,11 +343,17 @@ async fn run(plan: Plan, steps: &[u8]) {
     };
     client.send(plan.head().as_bytes()).await;
     let mut proxy = Proxy::new(plan, incoming.await.expect("a request"));
-    for pair in steps.chunks_exact(2) {
-        step([pair[0], pair[1]], &mut client, &mut proxy).await;
+    let (ahead, steps) = steps.split_at((2 * proxy.plan.ahead).min(steps.len()));
+    if go_ahead(ahead, &mut client, &proxy).await {
+        proxy.start();
+        for pair in steps.chunks_exact(2) {
+            step([pair[0], pair[1]], &mut client, &mut proxy).await;
+        }
+        client.finish().await;
+        proxy.drain(&client).await;
+    } else {
+        assert!(client.broken, "a body that is whole cannot be read ahead");
     }
-    client.finish().await;
-    proxy.drain(&client).await;
     let Proxy { plan, memory, replaying, first, second, .. } = proxy;
     drop((replaying, first, second));
     assert!(has_room(&memory, plan.memory), "something is kept for ever");
