@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds and runs the fuzz targets.
 #
-#   fuzz/run.sh --build                 builds all of them
+#   fuzz/run.sh --build [OPTION…]       builds all of them, with options of `cargo fuzz build`
 #   fuzz/run.sh SECONDS [TARGET…]       runs each of them, or those named, for so long
 #   fuzz/run.sh --list                  names them
 #
 # Needed: cargo-fuzz (`cargo install cargo-fuzz --locked`), a C++ compiler, and a nightly toolchain; without one the
 # default toolchain is told to take a nightly's options. What was found lies in fuzz/artifacts/TARGET, the corpus in
-# fuzz/corpus/TARGET; it grows from run to run. The last lines of a run tell its executions and its coverage.
+# fuzz/corpus/TARGET; it grows from run to run. The last lines of a run tell its executions and its coverage. A finding
+# ends the run of its target, not of the others, and makes the script fail.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -48,7 +49,7 @@ run_target() {
 }
 
 case ${1:-} in
-  --build) exec "${fuzz[@]}" build ;;
+  --build) shift; exec "${fuzz[@]}" build "$@" ;;
   --list) exec "${fuzz[@]}" list ;;
   ''|*[!0-9]*) usage; [ "${1:-}" = -h ] || [ "${1:-}" = --help ] || exit 2; exit 0 ;;
 esac
@@ -57,6 +58,11 @@ seconds=$1
 shift
 [ $# -gt 0 ] || mapfile -t targets < <("${fuzz[@]}" list)
 [ $# -eq 0 ] || targets=("$@")
+failed=()
 for target in "${targets[@]}"; do
-  run_target "$target" "$seconds"
+  run_target "$target" "$seconds" || failed+=("$target")
 done
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "findings in ${failed[*]}: see fuzz/artifacts/" >&2
+  exit 1
+fi
