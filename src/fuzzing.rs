@@ -171,13 +171,13 @@ pub fn brings_personal_token(headers: &HeaderMap, names: &[String], now: Timesta
 pub struct Replaying(Replay);
 
 impl Replaying {
-    /// Keeps up to `limit` bytes of `source`.
+    /// Keeps up to `limit` bytes of `source`, for a second sending or not.
     #[must_use]
-    pub fn new(source: Incoming, limit: usize, memory: &Memory) -> Self {
-        Self(Replay::new(source, limit, true, memory))
+    pub fn new(source: Incoming, limit: usize, replayable: bool, memory: &Memory) -> Self {
+        Self(Replay::new(source, limit, replayable, memory))
     }
 
-    /// Reads as much of it as may be kept ahead of the first sending.
+    /// Reads ahead of the first sending.
     ///
     /// # Errors
     ///

@@ -10,7 +10,6 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::future::poll_immediate;
@@ -32,8 +31,9 @@ use tokio::task::{LocalSet, spawn_local, yield_now};
 struct Plan {
     length: usize,
     chunked: bool,
-    /// Steps of the client during which the body is read ahead.
-    ahead: usize,
+    /// Read ahead before the first sending, step by step.
+    ahead: bool,
+    replayable: bool,
     /// `REPLAY_BODY_LIMIT`.
     limit: usize,
     /// `REPLAY_MEMORY`.
@@ -46,7 +46,8 @@ impl Plan {
         let number = |at: usize| usize::from(u16::from_le_bytes([head[at], head[at + 1]]));
         let plan = Self {
             chunked: head[0] & 1 == 1,
-            ahead: usize::from(head[0] >> 1) % 8,
+            ahead: head[0] & 2 == 2,
+            replayable: head[0] & 4 == 0,
             length: number(1) % 3000,
             limit: number(3) % 3000,
             memory: number(5) % 3000,
@@ -182,37 +183,61 @@ struct Proxy {
     first: (Option<ReplayBody>, Sent),
     second: (Option<ReplayBody>, Sent),
     replayed: bool,
+    read_ahead: bool,
+    /// The client broke off before the first sending.
+    refused: bool,
 }
 
 impl Proxy {
     fn new(plan: Plan, source: Incoming) -> Self {
         let memory = Memory::new(plan.memory);
-        let replaying = Replaying::new(source, plan.limit, &memory);
-        let first = (None, Sent::default());
+        let replaying = Replaying::new(source, plan.limit, plan.replayable, &memory);
+        let first = ((!plan.ahead).then(|| replaying.body()), Sent::default());
         let second = (None, Sent::default());
-        Self { plan, memory, replaying: Some(replaying), first, second, replayed: false }
+        let (read_ahead, replaying) = (plan.ahead, Some(replaying));
+        let (replayed, refused) = (false, false);
+        Self { plan, memory, replaying, first, second, replayed, read_ahead, refused }
     }
 
-    /// Reads ahead what is there; `false` where the client has broken off.
-    async fn read_ahead(&self) -> bool {
-        let Some(replaying) = &self.replaying else {
-            return true;
-        };
-        for _ in 0..4 {
-            if let Some(read) = poll_immediate(replaying.read_ahead()).await {
-                return read.is_ok();
-            }
+    /// Whether the first sending has not begun.
+    fn is_ahead(&self) -> bool {
+        self.plan.ahead
+    }
+
+    /// Reads ahead what there is, and gives up in the middle.
+    async fn read_ahead(&mut self) {
+        if let Some(replaying) = self.replaying.as_ref().filter(|_| !self.refused) {
+            let done = poll_immediate(replaying.read_ahead()).await;
+            self.refused = matches!(done, Some(Err(_)));
             yield_now().await;
         }
-        true
     }
 
-    /// Begins the first sending.
-    fn start(&mut self) {
-        self.first.0 = self.replaying.as_ref().map(Replaying::body);
+    /// Reads ahead to the end, then sends.
+    async fn read_ahead_if_due(&mut self) {
+        for _ in 0..8 {
+            if self.is_ahead() {
+                self.read_ahead().await;
+            }
+        }
+        if self.is_ahead() {
+            self.send();
+        }
+    }
+
+    /// The first sending begins.
+    fn send(&mut self) {
+        self.plan.ahead = false;
+        if let Some(replaying) = self.replaying.as_ref().filter(|_| !self.refused) {
+            self.first.0 = Some(replaying.body());
+        }
     }
 
     async fn read(&mut self) -> bool {
+        if self.is_ahead() {
+            self.read_ahead().await;
+            return false;
+        }
         let Self { plan, first, second, replayed, .. } = self;
         let (body, sent) = if *replayed { second } else { first };
         match body {
@@ -223,9 +248,14 @@ impl Proxy {
 
     /// The upstream refused: again, where that is possible.
     fn refuse(&mut self) {
-        let Some(replaying) = self.replaying.as_ref().filter(|_| !self.replayed) else {
+        if self.is_ahead() {
+            return self.send();
+        }
+        let Some(replaying) = self.replaying.as_ref().filter(|_| !self.replayed && !self.refused)
+        else {
             return;
         };
+        assert!(self.plan.replayable || self.plan.length == 0 || !replaying.is_replayable());
         if replaying.is_replayable() {
             self.second.0 = Some(replaying.body());
             self.replayed = true;
@@ -233,12 +263,17 @@ impl Proxy {
         }
     }
 
-    /// The first sending goes on although there is a second.
+    /// The first sending goes on although there is a second: it gets what was
+    /// read ahead for it, and nothing more.
     async fn read_old(&mut self) {
-        if let (true, Some(old)) = (self.replayed && self.plan.length > 0, &mut self.first.0) {
-            let next = poll_fn(|cx| Poll::Ready(Pin::new(&mut *old).poll_frame(cx))).await;
-            let superseded = matches!(next, Poll::Ready(Some(Err(BodyError::Superseded))));
-            assert!(superseded, "the older one reads on");
+        let (body, sent) = &mut self.first;
+        if let (true, Some(old)) = (self.replayed && self.plan.length > 0, body) {
+            let mut next = frame(old).await.expect("the older one waits");
+            if let (true, Some(Ok(frame))) = (self.read_ahead && sent.data.is_empty(), &next) {
+                sent.data.extend_from_slice(frame.data_ref().expect("what was kept"));
+                next = self::frame(old).await.expect("the older one waits");
+            }
+            assert!(matches!(next, Some(Err(BodyError::Superseded))), "the older one reads on");
         }
     }
 
@@ -253,11 +288,7 @@ impl Proxy {
             }
         }
         let Plan { limit, memory, .. } = self.plan;
-        let read = match self.plan.ahead {
-            0 => self.first.1.data.len() + self.second.1.data.len(),
-            _ => client.written,
-        };
-        let most = limit.min(memory).min(read);
+        let most = limit.min(memory).min(client.written);
         assert!(has_room(&self.memory, memory - most), "more is kept than may be");
         if let (Some(replaying), false) = (&self.replaying, self.replayed) {
             let fits = self.first.1.data.len() <= limit.min(memory);
@@ -293,28 +324,11 @@ async fn step(step: [u8; 2], client: &mut Client, proxy: &mut Proxy) {
         6 => proxy.read_old().await,
         7 if how < 40 => client.break_off(how % 2 == 0).await,
         7 => client.finish().await,
-        8 if how < 40 => proxy.replaying = None,
+        8 if how < 40 && !proxy.is_ahead() => proxy.replaying = None,
         8 if proxy.replayed => proxy.first.0 = None,
         _ => yield_now().await,
     }
     proxy.check(client);
-}
-
-/// Lets the client write while the body is read ahead; `false` where it broke
-/// off.
-async fn go_ahead(steps: &[u8], client: &mut Client, proxy: &Proxy) -> bool {
-    for pair in steps.chunks_exact(2) {
-        match pair[0] % 10 {
-            7 if pair[1] < 40 => client.break_off(pair[1] % 2 == 0).await,
-            7 => client.finish().await,
-            _ => client.write(usize::from(pair[1]) * usize::from(pair[0] / 10 + 1)).await,
-        }
-        if !proxy.read_ahead().await {
-            return false;
-        }
-        proxy.check(client);
-    }
-    true
 }
 
 async fn run(plan: Plan, steps: &[u8]) {
@@ -343,17 +357,12 @@ async fn run(plan: Plan, steps: &[u8]) {
     };
     client.send(plan.head().as_bytes()).await;
     let mut proxy = Proxy::new(plan, incoming.await.expect("a request"));
-    let (ahead, steps) = steps.split_at((2 * proxy.plan.ahead).min(steps.len()));
-    if go_ahead(ahead, &mut client, &proxy).await {
-        proxy.start();
-        for pair in steps.chunks_exact(2) {
-            step([pair[0], pair[1]], &mut client, &mut proxy).await;
-        }
-        client.finish().await;
-        proxy.drain(&client).await;
-    } else {
-        assert!(client.broken, "a body that is whole cannot be read ahead");
+    for pair in steps.chunks_exact(2) {
+        step([pair[0], pair[1]], &mut client, &mut proxy).await;
     }
+    client.finish().await;
+    proxy.read_ahead_if_due().await;
+    proxy.drain(&client).await;
     let Proxy { plan, memory, replaying, first, second, .. } = proxy;
     drop((replaying, first, second));
     assert!(has_room(&memory, plan.memory), "something is kept for ever");
