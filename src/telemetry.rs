@@ -83,9 +83,14 @@ where
 }
 
 /// A list of ours, not of theirs: a dependency that comes later is capped too.
+/// What rustls warns of is what strangers send, in their own words.
 fn may_be_logged(metadata: &Metadata<'_>) -> bool {
-    let own = metadata.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
-    own || *metadata.level() <= LevelFilter::INFO
+    let cap = match metadata.target().split("::").next() {
+        Some(env!("CARGO_CRATE_NAME")) => return true,
+        Some("rustls") => LevelFilter::ERROR,
+        _ => LevelFilter::INFO,
+    };
+    *metadata.level() <= cap
 }
 
 fn log_panic(info: &PanicHookInfo<'_>) {
@@ -107,7 +112,7 @@ mod tests {
     use std::io;
     use std::panic;
     use std::sync::{Arc, Mutex, PoisonError};
-    use tracing::{debug, info, trace};
+    use tracing::{debug, error, info, trace, warn};
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -147,6 +152,15 @@ mod tests {
             });
             assert!(!text.contains("secret"), "{filter}: {text}");
         }
+    }
+
+    #[test]
+    fn what_strangers_send_is_not_quoted_by_rustls() {
+        let text = logged("trace", Format::Text, || {
+            warn!(target: "rustls::msgs::handshake", "Illegal SNI hostname received: noise");
+            error!(target: "rustls::common_state", "a fault of its own");
+        });
+        assert!(!text.contains("noise") && text.contains("a fault of its own"), "{text}");
     }
 
     #[test]

@@ -95,7 +95,11 @@ pub const VARIABLES: &[Variable] = &[
     var("TRUST_DIR", "", "folder of ca.pem and ca-bundle.pem, for parsers; default: CA_DIR"),
     var("EXTRA_CA_FILE", "", "PEM file: roots that ca-bundle.pem gets as well"),
     var("CONNECT_TIMEOUT", "10s", "longest time until a connection to an upstream stands"),
-    var("UPSTREAM_TIMEOUT", "60s", "longest time until the head of an upstream's answer"),
+    var(
+        "UPSTREAM_TIMEOUT",
+        "60s",
+        "longest silence: before and amid an answer, amid a request's body, in wait for a connection",
+    ),
     var("UPSTREAM_CA_FILE", "", "PEM file: roots that upstreams may have besides the public ones"),
     var("CONNECT_TO", "", "host:port=addr:port,… : dial there instead"),
     var(

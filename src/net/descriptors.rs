@@ -100,10 +100,18 @@ impl Shortage {
     /// `None` when it is over.
     fn lasts_until(&self) -> Option<Instant> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = last.map(|last| last + QUIET).filter(|until| *until > Instant::now());
-        if until.is_none() {
-            *last = None;
+        if last.is_some_and(|last| last + QUIET <= Instant::now()) {
+            *last = is_next_of_reserve().then(Instant::now);
         }
-        until
+        last.map(|last| last + QUIET)
+    }
+}
+
+/// Whether a client that came now would get one of the last descriptors, or
+/// none.
+fn is_next_of_reserve() -> bool {
+    match std::net::UdpSocket::bind(("127.0.0.1", 0)) {
+        Ok(probe) => is_of_reserve(&probe),
+        Err(error) => is_shortage(&error),
     }
 }

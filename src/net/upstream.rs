@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //!
-//! - At most `capacity` connections are open; further requests wait in order.
+//! - At most `capacity` connections are in use; further requests wait in order.
+//!   One whose request is not out when its answer ends is closed.
 //! - A request is sent again only when a pooled connection never took it.
 //! - A connection goes back to the pool only after its answer was read whole.
 //!
@@ -11,7 +12,7 @@
 
 use std::cell::RefCell;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -70,6 +71,7 @@ pub struct Upstream<B> {
     key: UpstreamKey,
     dialer: Arc<Dialer>,
     capacity: usize,
+    most_idle: usize,
     permits: Arc<Semaphore>,
     idle: RefCell<Vec<Idle<B>>>,
     shard: Arc<Shard>,
@@ -77,14 +79,43 @@ pub struct Upstream<B> {
 
 /// An open connection; ended when dropped, whatever it is still busy with.
 struct Connection<B> {
-    sender: SendRequest<B>,
+    sender: SendRequest<InFlight<B>>,
     task: AbortOnDropHandle<()>,
 }
 
 impl<B> Connection<B> {
-    /// Lets a connection that is not busy end in order.
+    /// Ends a connection that nobody uses: in order, unless it is still busy.
     fn close(self) {
-        drop(self.task.detach());
+        if self.sender.is_ready() {
+            drop(self.task.detach());
+        }
+    }
+}
+
+/// A request's body, of which one can tell whether it is still being sent:
+/// hyper drops it when it is not.
+struct InFlight<B> {
+    body: B,
+    _sign: Option<Rc<()>>,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for InFlight<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -95,16 +126,24 @@ struct Idle<B> {
 
 impl<B> Upstream<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// An origin without connections yet, of which `capacity` may be opened.
+    /// An origin without connections yet, of which `capacity` may be open, and
+    /// `most_idle` of them at rest.
     #[must_use]
-    pub fn new(key: UpstreamKey, capacity: usize, dialer: Arc<Dialer>, shard: Arc<Shard>) -> Self {
+    pub fn new(
+        key: UpstreamKey,
+        capacity: usize,
+        most_idle: usize,
+        dialer: Arc<Dialer>,
+        shard: Arc<Shard>,
+    ) -> Self {
         Self {
             key,
             dialer,
             capacity,
+            most_idle,
             permits: Arc::new(Semaphore::new(capacity)),
             idle: RefCell::new(Vec::new()),
             shard,
@@ -129,7 +168,7 @@ where
         // The semaphore is never closed, so there always is a permit.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         self.shard.upstream_active(1);
-        Place { upstream: Rc::clone(self), connection: None, _permit: permit }
+        Place { upstream: Rc::clone(self), connection: None, sent: Weak::new(), _permit: permit }
     }
 
     /// Closes connections that have been idle for too long.
@@ -140,10 +179,22 @@ where
         self.shard.upstream_idle(count(idle.len()) - count(before));
     }
 
+    /// When one of its connections came to rest last; `None` where none rests.
+    #[must_use]
+    pub fn rests_since(&self) -> Option<Instant> {
+        self.idle.borrow().last().map(|idle| idle.since)
+    }
+
+    /// Whether nobody uses it or waits.
+    #[must_use]
+    pub fn is_at_rest(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 1
+    }
+
     /// Whether nothing is open and nobody waits.
     #[must_use]
     pub fn is_unused(self: &Rc<Self>) -> bool {
-        Rc::strong_count(self) == 1 && self.idle.borrow().is_empty()
+        self.is_at_rest() && self.idle.borrow().is_empty()
     }
 
     async fn take_idle(&self) -> Option<Connection<B>> {
@@ -181,10 +232,21 @@ where
     }
 
     fn put_back(&self, connection: Connection<B>) {
-        if !connection.sender.is_closed() {
-            self.idle.borrow_mut().push(Idle { connection, since: Instant::now() });
-            self.shard.upstream_idle(1);
+        let mut idle = self.idle.borrow_mut();
+        if connection.sender.is_closed() {
+            return;
         }
+        if idle.len() >= self.most_idle {
+            return connection.close();
+        }
+        idle.push(Idle { connection, since: Instant::now() });
+        self.shard.upstream_idle(1);
+    }
+}
+
+impl<B> Drop for Upstream<B> {
+    fn drop(&mut self) {
+        self.shard.upstream_idle(-count(self.idle.borrow().len()));
     }
 }
 
@@ -199,12 +261,14 @@ impl<B> Idle<B> {
 pub struct Place<B> {
     upstream: Rc<Upstream<B>>,
     connection: Option<Connection<B>>,
+    /// There while the request's body is being sent.
+    sent: Weak<()>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl<B> Place<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     /// Sends `request` (origin-form, with its `Host`) and returns the answer,
@@ -214,10 +278,12 @@ where
     /// # Errors
     ///
     /// [`SendError`].
-    pub async fn send(
-        mut self,
-        mut request: Request<B>,
-    ) -> Result<Response<PooledBody<B>>, SendError> {
+    pub async fn send(mut self, request: Request<B>) -> Result<Response<PooledBody<B>>, SendError> {
+        let mut request = request.map(|body| {
+            let sign = (!body.is_end_stream()).then(|| Rc::new(()));
+            self.sent = sign.as_ref().map(Rc::downgrade).unwrap_or_default();
+            InFlight { body, _sign: sign }
+        });
         loop {
             let (mut connection, reused) = match self.upstream.take_idle().await {
                 Some(connection) => (connection, true),
@@ -246,7 +312,7 @@ impl<B> Drop for Place<B> {
 /// The body of an upstream's answer, streaming.
 pub struct PooledBody<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     body: Incoming,
@@ -255,7 +321,7 @@ where
 
 impl<B> PooledBody<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     fn of(response: Response<Incoming>, place: Place<B>) -> Response<Self> {
@@ -283,6 +349,7 @@ where
 
     fn release(&mut self) {
         if let Some(mut place) = self.place.take()
+            && place.sent.strong_count() == 0
             && let Some(connection) = place.connection.take()
         {
             place.upstream.put_back(connection);
@@ -292,7 +359,7 @@ where
 
 impl<B> Body for PooledBody<B>
 where
-    B: Body<Data = Bytes> + 'static,
+    B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Data = Bytes;

@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Version};
@@ -74,15 +74,14 @@ impl Body for AnswerBody {
 pub(super) struct Watched {
     body: AnswerBody,
     watch: Arc<Watch>,
-    /// Only the connection's end tells the client that it has all.
-    until_close: bool,
 }
 
 impl Watched {
     /// `body` for a client that speaks `version`.
     pub(super) fn new(body: AnswerBody, version: Version, watch: &Arc<Watch>) -> Self {
-        let until_close = version != Version::HTTP_11 && body.size_hint().exact().is_none();
-        Self { body, watch: Arc::clone(watch), until_close }
+        let has_length = body.size_hint().exact().is_some();
+        watch.set_ends_by_closing(version != Version::HTTP_11 && !has_length);
+        Self { body, watch: Arc::clone(watch) }
     }
 }
 
@@ -100,12 +99,7 @@ impl Body for Watched {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if this.until_close && matches!(frame, Some(Err(_))) {
-            this.watch.answer_cut_short();
-        }
-        Poll::Ready(frame)
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

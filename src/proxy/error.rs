@@ -95,6 +95,9 @@ pub enum ProxyError {
     /// The upstream's answer has a transfer coding that is not `chunked`.
     #[error("the upstream answered in a transfer coding other than chunked")]
     UnknownAnswerCoding,
+    /// The upstream's answer tells its length in more than one way.
+    #[error("the upstream told the length of its answer twice")]
+    TwoAnswerLengths,
     /// The upstream switched protocols although nobody asked it to.
     #[error("the upstream switched protocols unasked")]
     UnexpectedUpgrade,
@@ -197,7 +200,10 @@ impl ProxyError {
             | Self::TooManyConnections
             | Self::UpstreamBusy(_)
             | Self::Draining => self.waiting_face(),
-            Self::Protocol(_) | Self::UnknownAnswerCoding | Self::UnexpectedUpgrade => face(
+            Self::Protocol(_)
+            | Self::UnknownAnswerCoding
+            | Self::TwoAnswerLengths
+            | Self::UnexpectedUpgrade => face(
                 StatusCode::BAD_GATEWAY,
                 "upstream_protocol",
                 "http_protocol_error",
@@ -299,7 +305,8 @@ impl ProxyError {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "too_many_connections",
                 "connection_limit_reached",
-                "Close idle connections; MAX_CONNECTIONS and MAX_CLIENT_CONNECTIONS set the limits.",
+                "Close idle connections. MAX_CONNECTIONS, MAX_CLIENT_CONNECTIONS and the limit of open \
+                 files bound them; sidecar_limited_total says which it was.",
             ),
             Self::Draining => face(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -20,8 +20,8 @@ use super::body::{AnswerBody, KeptBody, UpstreamBody};
 use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
 use super::error::{PassedOn, ProxyError, mark_passed_on};
 use super::headers::{
-    Rewrite, expects_continue, for_client, for_switching_client, for_upstream, is_coding_known,
-    switches_to_websocket,
+    Rewrite, expects_continue, for_client, for_switching_client, for_upstream, has_one_length,
+    is_coding_known, switches_to_websocket,
 };
 use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
@@ -95,7 +95,7 @@ impl Service {
             &proxy.memory,
         );
         let waiting = expectant(&parts).then(|| body.clone());
-        let upgrade = upgrade_of(&mut parts);
+        let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
         let deadline = Deadline::default();
         let exchange = Exchange { proxy, to, parts, body, credentials, upgrade, client, deadline };
         let mut answer = exchange.run().await?;
@@ -376,6 +376,9 @@ impl Exchange<'_> {
         }
         if !is_coding_known(headers) {
             return Err(ProxyError::UnknownAnswerCoding);
+        }
+        if !has_one_length(headers) {
+            return Err(ProxyError::TwoAnswerLengths);
         }
         Ok(answer)
     }

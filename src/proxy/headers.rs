@@ -179,6 +179,18 @@ pub(super) fn is_coding_known(headers: &HeaderMap) -> bool {
     codings.next().is_none_or(known) && codings.next().is_none()
 }
 
+/// Whether the length of the message is told once at most: two ways to tell it
+/// are two lengths, though they may agree (RFC 9112 §6.3).
+pub(super) fn has_one_length(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else {
+        return true;
+    };
+    lengths.next().is_none()
+        && length.as_bytes().iter().all(u8::is_ascii_digit)
+        && !headers.contains_key(TRANSFER_ENCODING)
+}
+
 /// Drops trailer fields that would change how the message is read.
 pub(super) fn retain_allowed_trailers(trailers: &mut HeaderMap) {
     let named = Named::default();

@@ -74,7 +74,10 @@ impl Service {
             Ok(Ok(Some(begun))) => begun,
             Ok(Ok(None)) => return,
             Ok(Err(error)) => return debug!(%error, client.addr = %client, "tunnel was not used"),
-            Err(_) => return debug!(client.addr = %client, "tunnel was not used in time"),
+            Err(_) => {
+                self.proxy.metrics.limited(Limit::HandshakeTime);
+                return debug!(client.addr = %client, "tunnel was not used in time");
+            }
         };
         if first == TLS_HANDSHAKE {
             self.intercept_tls(stream, &tunnelled, client).await;
@@ -247,7 +250,10 @@ impl Rewound {
         let parts = upgraded.downcast::<TokioIo<Inspected<TcpStream>>>();
         let parts =
             parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
-        Ok(Self::new(parts.read_buf, parts.io.into_inner().into_inner()))
+        let (stream, early) = parts.io.into_inner().into_parts();
+        let early =
+            if early.is_empty() { parts.read_buf } else { [parts.read_buf, early].concat().into() };
+        Ok(Self::new(early, stream))
     }
 }
 

@@ -197,6 +197,11 @@ impl Replay {
         }
     }
 
+    /// Whether there is a body at all.
+    pub(super) fn is_any(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether there is a body whose length nobody has told.
     pub(super) fn is_of_unknown_length(&self) -> bool {
         self.0.as_ref().is_some_and(|recording| recording.length.is_none())

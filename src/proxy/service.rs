@@ -49,6 +49,13 @@ const READ_BUFFER: usize = 128 * 1024;
 /// Pause between two looks at connections that may have lasted too long.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// Other hosts whose connections may rest, on one worker. Clients name them, so
+/// there is no end of them.
+const MOST_OTHERS: usize = 64;
+
+/// Connections to each of them that may rest.
+const OTHERS_IDLE: usize = 8;
+
 /// Longest silence in a stream of events.
 const EVENTS_PATIENCE: Duration = Duration::from_mins(10);
 
@@ -135,7 +142,7 @@ impl Service {
                 reach: Reach::Operator,
             };
             let known = service.api.iter().find(|upstream| *upstream.key() == key);
-            let upstream = known.cloned().unwrap_or_else(|| service.new_upstream(key));
+            let upstream = known.cloned().unwrap_or_else(|| service.new_upstream(key, usize::MAX));
             service.api.push(upstream);
         }
         let service = Rc::new(service);
@@ -165,7 +172,7 @@ impl Service {
         match connection.take_next() {
             Some((on, Next::Intercept(tunnelled))) => self.intercept(on, tunnelled, address).await,
             Some((on, Next::Tunnel(upstream))) => match Rewound::from_upgrade(on).await {
-                Ok(client) => self.tunnel(client, upstream).await,
+                Ok(client) => self.tunnel_to(client, upstream).await,
                 Err(error) => debug!(%error, "tunnel was not used"),
             },
             Some((on, Next::Switched(switched))) => self.tunnel_switched(on, switched).await,
@@ -192,7 +199,9 @@ impl Service {
             let (watch, head) = (Arc::clone(&watch), Arc::clone(&head));
             async move {
                 let answer = answer.await;
-                if !ends_http(is_connect, answer.status()) {
+                if ends_http(is_connect, answer.status()) {
+                    head.look_away();
+                } else {
                     head.await_head();
                 }
                 watch.answer_begun(patience(&answer, upstream_patience));
@@ -405,18 +414,24 @@ impl Service {
 
     fn other(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
         let mut others = self.others.borrow_mut();
-        let known = others.get(&key).cloned();
-        known.unwrap_or_else(|| {
-            let upstream = self.new_upstream(key.clone());
-            others.insert(key, Rc::clone(&upstream));
-            upstream
-        })
+        if let Some(known) = others.get(&key) {
+            return Rc::clone(known);
+        }
+        if others.len() >= MOST_OTHERS {
+            let resting = others.iter().filter(|(_, upstream)| upstream.is_at_rest());
+            let oldest = resting.min_by_key(|(_, upstream)| upstream.rests_since());
+            let oldest = oldest.map(|(key, _)| key.clone());
+            oldest.and_then(|key| others.remove(&key));
+        }
+        let upstream = self.new_upstream(key.clone(), OTHERS_IDLE);
+        others.insert(key, Rc::clone(&upstream));
+        upstream
     }
 
-    fn new_upstream(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
+    fn new_upstream(&self, key: UpstreamKey, most_idle: usize) -> Rc<Upstream<ReplayBody>> {
         let capacity = self.proxy.settings.upstream_connections[self.worker.index];
         let dialer = Arc::clone(&self.proxy.dialer);
-        Rc::new(Upstream::new(key, capacity, dialer, Arc::clone(&self.shard)))
+        Rc::new(Upstream::new(key, capacity, most_idle, dialer, Arc::clone(&self.shard)))
     }
 
     async fn sweep(self: Rc<Self>) {

@@ -87,7 +87,7 @@ impl Service {
         match self.proxy.dialer.tcp(name, TLS_PORT, Reach::Client).await {
             Ok(upstream) => {
                 self.count(Route::Tunnel, &Response::new(AnswerBody::made("")), started);
-                self.tunnel(stream, upstream).await;
+                self.tunnel_to(stream, upstream).await;
             }
             Err(error) => {
                 debug!(%error, client.addr = %client, "closed: the SNI leads nowhere");

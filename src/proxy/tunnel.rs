@@ -7,11 +7,14 @@ use std::time::Duration;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::head::Resettable;
+use super::intercept::Rewound;
 use super::replay::ReplayBody;
 use super::service::Service;
 use crate::metrics::Limit;
@@ -40,15 +43,26 @@ impl Service {
         let Switched { upstream, place } = switched;
         match tokio::try_join!(client, upstream) {
             Ok((client, upstream)) => {
-                self.tunnel(TokioIo::new(client), TokioIo::new(upstream)).await;
+                let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
+                self.tunnel(&mut client, &mut upstream).await;
             }
             Err(error) => debug!(%error, "protocol was not switched"),
         }
         drop(place);
     }
 
-    /// Copies until both sides have ended, or nothing moves any more.
-    pub(super) async fn tunnel<C, U>(&self, client: C, upstream: U)
+    /// Copies to and from another host. What does not end in order is reset
+    /// toward both sides: neither must take it for the other's end.
+    pub(super) async fn tunnel_to(&self, mut client: Rewound, mut upstream: TcpStream) {
+        if !self.tunnel(&mut client, &mut upstream).await {
+            client.reset();
+            upstream.reset();
+        }
+    }
+
+    /// Copies until both sides have ended, which is `true`, or nothing moves any
+    /// more.
+    async fn tunnel<C, U>(&self, client: &mut C, upstream: &mut U) -> bool
     where
         C: AsyncRead + AsyncWrite + Unpin,
         U: AsyncRead + AsyncWrite + Unpin,
@@ -61,7 +75,10 @@ impl Service {
         tokio::select! {
             copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => {
                 match copied {
-                    Ok((up, down)) => debug!(up, down, "tunnel ended"),
+                    Ok((up, down)) => {
+                        debug!(up, down, "tunnel ended");
+                        return true;
+                    }
                     Err(error) => debug!(%error, "tunnel broke"),
                 }
             }
@@ -72,6 +89,7 @@ impl Service {
                 debug!("idle tunnel closed");
             }
         }
+        false
     }
 }
 

@@ -23,8 +23,10 @@ const REST_LIMIT: Duration = Duration::from_secs(90);
 /// Longest time from the first byte of a head to its last.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
-/// Longest time in which a client takes nothing of an answer that is there.
-const UNREAD_LIMIT: Duration = Duration::from_mins(1);
+/// Longest time in which a client takes nothing of an answer that is there. The
+/// system says that something was taken only when a third of its buffer is
+/// free again, megabytes perhaps, so a slow reader must have a lot of time.
+const UNREAD_LIMIT: Duration = Duration::from_mins(10);
 
 /// A moment that never comes.
 const NEVER: u64 = u64::MAX;
@@ -74,8 +76,8 @@ pub(super) struct Watch {
     half_head: AtomicBool,
     /// No head has come whole.
     newcomer: AtomicBool,
-    /// An answer broke off in a way that the client would take for its end.
-    cut_short: AtomicBool,
+    /// Only the connection's end tells the client that it has the whole answer.
+    ends_by_closing: AtomicBool,
     greeted: Notify,
     expired: Notify,
 }
@@ -90,7 +92,7 @@ impl Watch {
             unread: AtomicBool::new(false),
             half_head: AtomicBool::new(false),
             newcomer: AtomicBool::new(true),
-            cut_short: AtomicBool::new(false),
+            ends_by_closing: AtomicBool::new(false),
             greeted: Notify::new(),
             expired: Notify::new(),
         };
@@ -108,7 +110,7 @@ impl Watch {
 
     /// There is no memory for the rest of the head.
     pub(super) fn head_is_crowded_out(&self) {
-        self.enter(Phase::CrowdedHead, None);
+        self.enter(Phase::CrowdedHead, Some(Duration::ZERO));
         self.expired.notify_one();
     }
 
@@ -152,14 +154,15 @@ impl Watch {
         }
     }
 
-    /// An answer that only the connection's end would end broke off.
-    pub(super) fn answer_cut_short(&self) {
-        self.cut_short.store(true, Ordering::Relaxed);
+    /// Says whether only the connection's end tells the client that it has the
+    /// whole answer.
+    pub(super) fn set_ends_by_closing(&self, whether: bool) {
+        self.ends_by_closing.store(whether, Ordering::Relaxed);
     }
 
-    /// Whether the connection must not end as if all had come.
-    pub(super) fn was_cut_short(&self) -> bool {
-        self.cut_short.load(Ordering::Relaxed)
+    /// Whether an end of the connection would look like the answer's.
+    pub(super) fn ends_by_closing(&self) -> bool {
+        self.ends_by_closing.load(Ordering::Relaxed)
     }
 
     /// Ends when a head has been parsed, at once where that was before. To be
@@ -170,8 +173,17 @@ impl Watch {
 
     /// Ends when the connection is beyond a bound, and says which.
     pub(super) async fn expired(&self) -> Limit {
-        self.expired.notified().await;
-        self.phase().limit()
+        loop {
+            self.expired.notified().await;
+            // Something may have come since.
+            if self.is_overdue() {
+                return self.phase().limit();
+            }
+        }
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.due.load(Ordering::Relaxed) <= self.now()
     }
 
     fn enter(&self, phase: Phase, limit: Option<Duration>) {
@@ -215,7 +227,7 @@ impl Watches {
             let Some(watch) = watch.upgrade() else {
                 return false;
             };
-            if watch.due.load(Ordering::Relaxed) <= watch.now() {
+            if watch.is_overdue() {
                 watch.expired.notify_one();
             }
             true
@@ -254,7 +266,7 @@ mod tests {
         watch.taken();
         assert_eq!(after(&watches, &watch, SECOND * 4).await, None);
         watch.not_taken();
-        assert_eq!(after(&watches, &watch, SECOND * 50).await, None);
+        assert_eq!(after(&watches, &watch, SECOND * 590).await, None);
         watch.not_taken();
         assert_eq!(after(&watches, &watch, SECOND * 10).await, Some(Limit::AnswerStall));
         watch.taken();

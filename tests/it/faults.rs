@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use socket2::{Domain, Socket, Type};
+use tokio::net::TcpSocket;
 use tokio::time::{Instant, timeout};
 
 use crate::routes::check_is_made_here;
@@ -15,7 +16,7 @@ use crate::support::client::{API, GATE};
 use crate::support::http::{End, Response, Wire};
 use crate::support::origin::{Greeting, Origin};
 use crate::support::solver::Mode;
-use crate::support::{Stage, World, until, until_within};
+use crate::support::{Stage, World, nobody, until, until_within};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const UPSTREAM_TIMEOUT: Duration = Duration::from_millis(700);
@@ -106,6 +107,7 @@ struct Matrix {
     world: World,
     elsewhere: Origin,
     full: (Socket, Vec<std::net::TcpStream>, SocketAddr),
+    nobody: (TcpSocket, SocketAddr),
 }
 
 impl Matrix {
@@ -114,7 +116,7 @@ impl Matrix {
         let elsewhere = Origin::start_other(None).await;
         let full = full_listener();
         let addr = full.2;
-        let (nobody, port) = (address_of_nobody(), stage.origin.addr().port());
+        let (nobody, port) = (nobody(), stage.origin.addr().port());
         stage.set("CONNECT_TIMEOUT", "500ms");
         stage.set("UPSTREAM_TIMEOUT", "700ms");
         stage.set(
@@ -123,11 +125,11 @@ impl Matrix {
         );
         stage.set(
             "CONNECT_TO",
-            format!("{API}:443=127.0.0.1:{port},{GATE}:443={nobody},{FULL}:443={addr}"),
+            format!("{API}:443=127.0.0.1:{port},{GATE}:443={},{FULL}:443={addr}", nobody.1),
         );
         stage.set("ALLOW_HOSTS", "127.0.0.1");
         let world = stage.start().await;
-        Self { world, elsewhere, full }
+        Self { world, elsewhere, full, nobody }
     }
 
     /// One GET of `path` at `host` on a connection of its own.
@@ -215,7 +217,7 @@ impl Matrix {
 
     /// A tunnel to where nobody listens, and to where nobody accepts.
     async fn check_tunnels(&self) {
-        for addr in [address_of_nobody(), self.full.2] {
+        for addr in [self.nobody.1, self.full.2] {
             let (begun, (response, _)) =
                 (Instant::now(), self.world.connect(&addr.to_string()).await);
             check_outcome(&Ok(response), UNREACHABLE, "tunnel");
@@ -272,11 +274,6 @@ fn check_outcome(outcome: &io::Result<Response>, expected: Expected, case: &str)
         (Err(error), Break) => assert_ne!(error.kind(), io::ErrorKind::TimedOut, "{case}"),
         _ => panic!("{case}: {expected:?}, but {outcome:?}"),
     }
-}
-
-/// An address at which nobody listens.
-fn address_of_nobody() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A listener whose queue is full: no further connection comes about.
@@ -408,7 +405,8 @@ async fn faults_of_the_solver_are_told_and_leave_nothing_behind() {
 
 #[tokio::test]
 async fn solver_that_is_not_there_is_told() {
-    let nobody = format!("http://{}", address_of_nobody());
+    let (_kept, nobody) = nobody();
+    let nobody = format!("http://{nobody}");
     let world = dying(Mode::Solves, false, &[("FLARESOLVERR_URL", &nobody)]).await;
     let response = world.get("/web/api/v2/x").await;
     assert_eq!(response.status, 401, "{response:?}");

@@ -125,21 +125,28 @@ async fn target_with_a_fragment_or_of_another_form_is_refused() {
 #[tokio::test]
 async fn odd_message_behind_another_one_is_refused() {
     let world = World::start().await;
-    let first =
-        format!("POST /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\nContent-Length: 4\r\n\r\nbody");
-    for odd in [
+    let x = format!("/web/api/v2/x HTTP/1.1\r\nHost: {API}");
+    let firsts = [
+        format!("POST {x}\r\nContent-Length: 4\r\n\r\nbody"),
+        format!("POST {x}\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"),
+        format!("GET {x}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+    ];
+    let odds = [
         post_with("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
         format!("GET /web/api/v2/y#f HTTP/1.1\r\nHost: {API}\r\n\r\n"),
-    ] {
+    ];
+    let mut arrived = 0;
+    for (first, odd) in firsts.iter().flat_map(|first| odds.iter().map(move |odd| (first, odd))) {
         for way in [Way::Gateway, Way::Intercept] {
             let mut wire = world.open(way).await.wire;
             wire.send(format!("{first}{odd}{first}")).await;
-            assert_eq!(wire.response("POST").await.status, 200, "{way:?}: {odd}");
-            assert_eq!(wire.response("POST").await.status, 400, "{way:?}: {odd}");
-            assert!(wire.closed().await.is_empty(), "{way:?}: {odd}");
+            assert_eq!(wire.response("POST").await.status, 200, "{way:?}: {first}{odd}");
+            assert_eq!(wire.response("POST").await.status, 400, "{way:?}: {first}{odd}");
+            assert!(wire.closed().await.is_empty(), "{way:?}: {first}{odd}");
+            arrived += 1;
         }
     }
-    assert_eq!(world.origin.requests().len(), 4);
+    assert_eq!(world.origin.requests().len(), arrived);
 }
 
 #[tokio::test]

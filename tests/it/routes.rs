@@ -1,5 +1,8 @@
 //! The ways in: what each form of request on the one port leads to.
 
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
 use crate::support::certificates::{connector, handshake};
 use crate::support::client::{API, GATE, Request, Session, Way};
 use crate::support::http::{Response, Wire};
@@ -348,6 +351,21 @@ async fn tunnel_to_a_listed_host_copies_bytes_both_ways() {
     assert_eq!(wire.exactly(6).await.unwrap(), b"\x00\xffpong");
     assert_eq!(&peer.await.unwrap(), b"\x16\x01ping\x00");
     assert!(wire.closed().await.is_empty());
+}
+
+#[tokio::test]
+async fn tunnel_that_is_reset_is_reset_on_the_other_side() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let world = World::with(&[("ALLOW_HOSTS", "127.0.0.1")]).await;
+    let mut client = world.tunnel(&address.to_string()).await;
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.write_all(b"half").await.unwrap();
+    assert_eq!(client.exactly(4).await.unwrap(), b"half");
+    server.set_zero_linger().unwrap();
+    drop(server);
+    let error = client.until_end().await.expect_err("a clean end");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -28,6 +28,46 @@ async fn check_error(world: &World, path: &str, status: u16, code: &str) {
 }
 
 #[tokio::test]
+async fn connection_whose_request_is_not_out_is_closed_with_its_answer() {
+    let world = World::start().await;
+    for expect in ["", "Expect: 100-continue\r\n"] {
+        let mut wire = world.open(Way::Gateway).await.wire;
+        wire.send(format!(
+            "POST /web/api/v2/unread/200 HTTP/1.1\r\nHost: {API}\r\nContent-Length: 9\r\n{expect}\r\n"
+        ))
+        .await;
+        assert_eq!(wire.response("POST").await.status, 200);
+    }
+    until("no connection to be left", async || {
+        let open = world.sidecar.metric("sidecar_upstream_connections", &[]).await;
+        open < 1.0 && world.origin.open_connections() == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn other_hosts_leave_few_connections_behind() {
+    let mut stage = Stage::new().await;
+    stage.set("WORKERS", "1");
+    let other = Origin::start_other(None).await;
+    for host in 0..100 {
+        stage.add("CONNECT_TO", format!("h{host}.test:80={}", other.addr()));
+    }
+    let world = stage.start().await;
+    let mut wire = world.wire().await;
+    for host in 0..100 {
+        wire.send(format!("GET http://h{host}.test/x HTTP/1.1\r\nHost: x\r\n\r\n")).await;
+        assert_eq!(wire.response("GET").await.status, 200);
+    }
+    let bound = 64 + 2; // The API's own one, and the last.
+    until("most of them to be closed", async || {
+        let idle = world.sidecar.metric("sidecar_upstream_connections", &["idle"]).await;
+        idle <= f64::from(bound) && other.open_connections() <= 64
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn connections_are_used_again() {
     let world = World::with(&[("WORKERS", "1")]).await;
     let before = world.origin.connections();
@@ -207,6 +247,20 @@ async fn failure_of_tls_says_whether_it_was_the_certificates() {
 async fn answer_that_is_not_http_is_502_upstream_protocol() {
     let world = World::start().await;
     check_error(&world, "/web/api/v2/garbage", 502, "upstream_protocol").await;
+}
+
+#[tokio::test]
+async fn answer_of_a_length_and_a_coding_is_502_for_a_refusal_too() {
+    let world = World::start().await;
+    let hidden = "01234HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON";
+    for status in ["200 OK", "401 Unauthorized"] {
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{hidden}\r\n0\r\n\r\n",
+            hidden.len()
+        );
+        world.origin.script("/web/api/v2/both", answer, false);
+        check_error(&world, "/web/api/v2/both", 502, "upstream_protocol").await;
+    }
 }
 
 #[tokio::test]

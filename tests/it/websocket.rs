@@ -144,6 +144,16 @@ async fn websocket_ends_for_both_when_the_upstream_ends_it() {
 }
 
 #[tokio::test]
+async fn request_with_a_body_cannot_switch() {
+    let world = World::start().await;
+    let request = handshake().body("early");
+    assert_eq!(world.call(Way::Intercept, &request).await.status, 400);
+    let seen = world.origin.only_request();
+    assert!(seen.head.value("upgrade").is_none());
+    assert_eq!(seen.body, b"early");
+}
+
+#[tokio::test]
 async fn http_1_0_cannot_switch() {
     let world = World::start().await;
     let mut wire = world.wire().await;

@@ -34,7 +34,7 @@ use crate::support::{Stage, World, skip};
 const AT_ONCE: usize = 24;
 
 /// How long a stream whose end is in doubt may be quiet before the client ends its half.
-const QUIET: Duration = Duration::from_millis(300);
+const QUIET: Duration = Duration::from_secs(2);
 
 /// The API host behind which the Python server is.
 const PYTHON: &str = "other.test";

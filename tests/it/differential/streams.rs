@@ -253,20 +253,13 @@ impl Stream {
 
     fn add(&mut self, index: usize, goal: &Goal, rng: &mut Rng) {
         let key = format!("stream-{}-{index}", self.seed);
-        let is_looked_at = !self.has_unknown_end();
         let mut draft = Draft::new(self.way, goal, &key, rng);
         if rng.u8(..) < 150 {
             for _ in 0..rng.usize(1..=2) {
-                draft.change(self.way, goal, is_looked_at, rng);
+                draft.change(self.way, goal, rng);
             }
         }
         self.push(key, draft);
-    }
-
-    /// Whether the end of one of its messages is told by chunks, or not at all.
-    fn has_unknown_end(&self) -> bool {
-        let text = self.bytes.to_ascii_lowercase();
-        [&b"transfer-encoding"[..], b"upgrade:"].iter().any(|name| count(&text, name) > 0)
     }
 
     /// A last message that asks for the end of the connection.
@@ -372,9 +365,9 @@ impl Draft {
     }
 
     /// A coding beside a length, whatever is wrong with the latter.
-    fn note_two_lengths(&mut self, change: &str, is_looked_at: bool) {
+    fn note_two_lengths(&mut self, change: &str) {
         self.changes.push(change.to_owned());
-        (self.fate, self.done) = (betrayed(is_looked_at), true);
+        (self.fate, self.done) = (Fate::Refused, true);
     }
 
     /// Whether a change of this kind was made: a second one could undo it.
@@ -382,35 +375,35 @@ impl Draft {
         self.changes.iter().any(|change| change.starts_with(kind))
     }
 
-    fn change(&mut self, way: Way, goal: &Goal, is_looked_at: bool, rng: &mut Rng) {
+    fn change(&mut self, way: Way, goal: &Goal, rng: &mut Rng) {
         if self.done {
             return;
         }
         match rng.u8(0..20) {
-            0..=2 => self.add_line(&REFUSED_LINES, Fate::Refused, is_looked_at, rng),
-            3..=6 => self.add_line(&PASSED_LINES, Fate::Arrives, is_looked_at, rng),
-            7 | 8 => self.add_line(&AGREED_LINES, Fate::Agreed, is_looked_at, rng),
-            9 => self.change_target(way, is_looked_at, rng),
+            0..=2 => self.add_line(&REFUSED_LINES, Fate::Refused, rng),
+            3..=6 => self.add_line(&PASSED_LINES, Fate::Arrives, rng),
+            7 | 8 => self.add_line(&AGREED_LINES, Fate::Agreed, rng),
+            9 => self.change_target(way, rng),
             10 => self.change_host(way, goal, rng),
             11 => self.change_request_line(rng),
-            12 | 13 => self.change_length(is_looked_at, rng),
-            14 | 15 => self.change_coding(is_looked_at, rng),
+            12 | 13 => self.change_length(rng),
+            14 | 15 => self.change_coding(rng),
             16 | 17 => self.change_chunks(rng),
             18 => self.change_size(rng),
             _ => self.change_ends(rng),
         }
     }
 
-    fn add_line(&mut self, from: &[&[u8]], fate: Fate, is_looked_at: bool, rng: &mut Rng) {
+    fn add_line(&mut self, from: &[&[u8]], fate: Fate, rng: &mut Rng) {
         let line = rng.choice(from.iter()).expect("lines").to_vec();
         let hidden = self.body.framing == Framing::Chunked && line.starts_with(b"Content-Length:");
-        let fate = if hidden { betrayed(is_looked_at) } else { fate };
+        let fate = if hidden { Fate::Refused } else { fate };
         let at = rng.usize(0..=self.lines.len());
         self.note(format!("line {:?}", String::from_utf8_lossy(&line)), fate);
         self.lines.insert(at, line);
     }
 
-    fn change_target(&mut self, way: Way, is_looked_at: bool, rng: &mut Rng) {
+    fn change_target(&mut self, way: Way, rng: &mut Rng) {
         if self.has("target") {
             return;
         }
@@ -420,7 +413,7 @@ impl Draft {
             0..=2 => {
                 (format!("{text}{}", rng.choice(ODD_PATHS.iter()).expect("paths")), Fate::Arrives)
             }
-            3 => (format!("{text}#fragment"), betrayed(is_looked_at)),
+            3 => (format!("{text}#fragment"), Fate::Refused),
             4 => (format!("{text}/a b"), Fate::Refused),
             5 => (format!("{text}\u{1}"), Fate::Refused),
             6 if absolute => (text.replace("://", "://user:secret@"), Fate::Refused),
@@ -498,13 +491,13 @@ impl Draft {
     }
 
     /// Another length than that of the body.
-    fn change_length(&mut self, is_looked_at: bool, rng: &mut Rng) {
+    fn change_length(&mut self, rng: &mut Rng) {
         if self.has("length") {
             return;
         }
         if self.body.framing != Framing::Length {
             let both = self.body.framing == Framing::Chunked;
-            let fate = if both { betrayed(is_looked_at) } else { Fate::Agreed };
+            let fate = if both { Fate::Refused } else { Fate::Agreed };
             let length = rng.u8(0..20);
             self.note(format!("length {length} that is not its own"), fate);
             return self.lines.push(format!("Content-Length: {length}").into_bytes());
@@ -528,20 +521,20 @@ impl Draft {
                 self.body.length = length + rng.i64(1..60);
             }
             _ => {
-                self.note_two_lengths("length and a coding", is_looked_at);
+                self.note_two_lengths("length and a coding");
                 self.lines.push(b"Transfer-Encoding: chunked".to_vec());
             }
         }
     }
 
     /// Another spelling of `chunked`.
-    fn change_coding(&mut self, is_looked_at: bool, rng: &mut Rng) {
+    fn change_coding(&mut self, rng: &mut Rng) {
         if self.has("coding") {
             return;
         }
         if self.body.framing != Framing::Chunked {
             if self.body.framing == Framing::Length {
-                self.note_two_lengths("coding that is not its own", is_looked_at);
+                self.note_two_lengths("coding that is not its own");
             } else {
                 self.note("coding that is not its own", Fate::Agreed);
             }
@@ -681,12 +674,6 @@ impl Draft {
         out.extend_from_slice(&self.after);
         out
     }
-}
-
-/// What becomes of a head that only its bytes betray (two lengths, a fragment). Where it may come in
-/// one read with a message whose end the sidecar does not know, hyper alone reads it.
-fn betrayed(is_looked_at: bool) -> Fate {
-    if is_looked_at { Fate::Refused } else { Fate::Agreed }
 }
 
 /// Target and `Host` of a message with this key.

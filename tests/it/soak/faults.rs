@@ -260,7 +260,7 @@ async fn traffic_goes_on_and_nothing_grows_while_things_break() {
     for sample in samples.iter().step_by(samples.len() / 20 + 1) {
         println!("    {sample:?}");
     }
-    assert!(tally.good * 10_000 >= tally.asked() * 9_999, "{:?}", tally.others);
+    assert!(tally.good * 1000 >= tally.asked() * 999, "{:?}", tally.others);
     assert!(memory.1 < memory.0 * 1.1, "memory grows: {memory:?}");
     assert!(files.1 < files.0 * 1.1 + 10.0, "open files grow: {files:?}");
 }

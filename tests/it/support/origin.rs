@@ -10,7 +10,7 @@
 //! | `/v2/early` | looks at the token before it has read the body |
 //! | `/v2/echo` | sends body and trailers back |
 //! | `/v2/uninviting` | the same, but waits for the body without asking for it |
-//! | `/v2/unread/<code>` | answers so without reading the body, and closes |
+//! | `/v2/unread/<code>` | answers so without looking for the body, and never closes |
 //! | `/v2/websocket` | switches, and sends back what comes; 400 where something came before that |
 //! | `/v2/events/<ms>` | two server-sent events, that time apart |
 //! | `/v2/slow/<ms>` | answers after that time |
@@ -420,6 +420,11 @@ impl Origin {
         self.all_requests().iter().filter(|request| request.is_at_the_door()).count()
     }
 
+    /// Connections that are open now.
+    pub(crate) fn open_connections(&self) -> usize {
+        *self.shared.open.borrow()
+    }
+
     /// The most connections that were open at once.
     pub(crate) fn most_connections(&self) -> usize {
         self.shared.most_open.load(Ordering::Relaxed)
@@ -571,7 +576,7 @@ impl Talk {
         }
         if let Some(code) = behaviour.strip_prefix("unread/") {
             self.reply(&head, code.parse().unwrap(), "text/plain", b"no").await?;
-            return Ok(Next::Close);
+            return self.hang().await;
         }
         self.read_body(index, &head).await?;
         let wall = self.shared.settings.lock().unwrap().wall.clone();
