@@ -62,9 +62,13 @@ pub(super) fn are_exhausted() -> bool {
 /// Whether `socket` got one of the last descriptors. The system gives the
 /// lowest that is free, so all below it are in use.
 pub(super) fn is_of_reserve(socket: &impl AsRawFd) -> bool {
-    let limit = soft_limit();
-    let reserve = (limit / RESERVE_SHARE).min(MAX_RESERVE);
-    u64::try_from(socket.as_raw_fd()).is_ok_and(|descriptor| descriptor >= limit - reserve)
+    let first = soft_limit() - reserve();
+    u64::try_from(socket.as_raw_fd()).is_ok_and(|descriptor| descriptor >= first)
+}
+
+/// How many descriptors no new client gets.
+pub(super) fn reserve() -> u64 {
+    (soft_limit() / RESERVE_SHARE).min(MAX_RESERVE)
 }
 
 fn soft_limit() -> u64 {
@@ -79,15 +83,16 @@ pub(super) struct Shortage {
 }
 
 impl Shortage {
-    /// Notes that a client could not be accepted. The first time, a local task
-    /// is started that tells of the end.
-    pub(super) fn met(&self, why: impl Display) {
+    /// Notes that a client could not be accepted; `true` where that is new. Then
+    /// a local task is started that tells of the end.
+    pub(super) fn met(&self, why: impl Display) -> bool {
         let before =
             self.last.lock().unwrap_or_else(PoisonError::into_inner).replace(Instant::now());
         if before.is_none() {
             warn!(%why, "accepting no clients for now");
             tokio::task::spawn_local(self.clone().over());
         }
+        before.is_none()
     }
 
     async fn over(self) {

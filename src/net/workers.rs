@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::descriptors::{Shortage, is_of_reserve, is_shortage};
+use super::descriptors::{Shortage, is_of_reserve, is_shortage, reserve};
 use crate::metrics::{Limit, Metrics};
 
 /// Pause after a failed `accept`: out of descriptors, mostly; let some close.
@@ -344,6 +344,11 @@ async fn accept_any(
     .await
 }
 
+/// The half of the reserve, which serves the clients that are in.
+fn reserve_for_partings() -> usize {
+    usize::try_from(reserve() / 2).unwrap_or(PARTINGS)
+}
+
 /// Whether `error` of an `accept` is that of a connection which is gone with
 /// it: accept(2) passes on what the network said of it.
 fn is_of_one_client(error: &io::Error) -> bool {
@@ -399,16 +404,17 @@ impl Gate {
             open: AtomicUsize::new(0),
             by_address: Mutex::default(),
             shortage: Shortage::default(),
-            partings: Arc::new(Semaphore::new(PARTINGS)),
+            // They hold descriptors of the reserve.
+            partings: Arc::new(Semaphore::new(PARTINGS.min(reserve_for_partings()))),
         }
     }
 
     /// Notes that `accept` failed, with a client waiting.
     fn cannot_accept(&self, error: &io::Error) {
-        if is_shortage(error) {
+        // Clients wait; each shortage counts once, not each try.
+        if self.shortage.met(error) && is_shortage(error) {
             self.metrics.limited(Limit::Descriptors);
         }
-        self.shortage.met(error);
     }
 
     /// Counts the connection in, or refuses it.
@@ -422,7 +428,7 @@ impl Gate {
         let admitted = Admitted::count(self, ip);
         let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
         let exceeded = if is_of_reserve(stream) {
-            self.shortage.met("the last file descriptors are for the clients that are in");
+            let _ = self.shortage.met("the last file descriptors are for the clients that are in");
             Limit::Descriptors
         } else if open > self.limits.connections {
             Limit::Connections

@@ -129,7 +129,7 @@ impl Service {
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
     {
         let connection = ClientConnection::new(client);
-        self.serve_http(stream, |request, head| {
+        self.serve_http(stream, client, |request, head| {
             let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
             async move { service.inner(request, head, tunnelled, &connection).await }
         })

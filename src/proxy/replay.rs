@@ -227,7 +227,10 @@ impl Replay {
 
     /// Whether everything read so far was kept.
     pub(super) fn is_replayable(&self) -> bool {
-        self.0.as_ref().is_none_or(|recording| recording.state.borrow().keeping)
+        self.0.as_ref().is_none_or(|recording| {
+            let state = recording.state.borrow();
+            state.keeping || !state.asked
+        })
     }
 
     /// Which limit keeps the body from being replayable.

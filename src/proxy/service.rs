@@ -164,7 +164,7 @@ impl Service {
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
     async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
-        self.serve_http(stream, |request, head| {
+        self.serve_http(stream, address, |request, head| {
             let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
             async move { service.outer(request, head, &connection).await }
         })
@@ -180,10 +180,10 @@ impl Service {
         }
     }
 
-    /// Serves HTTP on `stream` with `route`, until it ends or the drain
-    /// begins; a client that has only just come by then is still answered.
+    /// Serves HTTP on the `stream` of `client` with `route`, until it ends or the
+    /// drain begins; a client that has only just come by then is still answered.
     /// `route` is told what is wrong with the head as it came.
-    pub(super) async fn serve_http<I, R, F>(&self, stream: I, route: R)
+    pub(super) async fn serve_http<I, R, F>(&self, stream: I, client: SocketAddr, route: R)
     where
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
         R: Fn(Request<Incoming>, Result<(), ProxyError>) -> F,
@@ -232,7 +232,12 @@ impl Service {
             },
             limit = watch.expired() => {
                 self.proxy.metrics.limited(limit);
-                debug!(limit = limit.as_str(), "client connection ran into a limit");
+                debug!(
+                    client.addr = %client,
+                    limit = limit.as_str(),
+                    waits_for = watch.waits_for(),
+                    "client connection ran into a limit"
+                );
             }
         }
     }

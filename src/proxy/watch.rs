@@ -182,6 +182,12 @@ impl Watch {
         }
     }
 
+    /// Whose turn it is.
+    pub(super) fn waits_for(&self) -> &'static str {
+        let upstream = self.phase() == Phase::Answer && !self.unread.load(Ordering::Relaxed);
+        if upstream { "upstream" } else { "client" }
+    }
+
     fn is_overdue(&self) -> bool {
         self.due.load(Ordering::Relaxed) <= self.now()
     }
@@ -264,8 +270,10 @@ mod tests {
         watch.answer_begun(SECOND * 5);
         assert_eq!(after(&watches, &watch, SECOND * 4).await, None);
         watch.taken();
+        assert_eq!(watch.waits_for(), "upstream");
         assert_eq!(after(&watches, &watch, SECOND * 4).await, None);
         watch.not_taken();
+        assert_eq!(watch.waits_for(), "client");
         assert_eq!(after(&watches, &watch, SECOND * 590).await, None);
         watch.not_taken();
         assert_eq!(after(&watches, &watch, SECOND * 10).await, Some(Limit::AnswerStall));

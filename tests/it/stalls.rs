@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::support::client::{API, Request, Way};
-use crate::support::http::PATIENCE;
+use crate::support::http::{PATIENCE, Wire};
 use crate::support::{World, until};
 
 async fn world() -> World {
@@ -90,4 +92,33 @@ async fn slow_but_steady_upload_is_no_stall() {
     }
     let response = session.wire.response("POST").await;
     assert_eq!((response.status, response.text().as_str()), (200, "0123456789"));
+}
+
+/// Sends `bytes`, waits for the end, and says how long that took.
+async fn time_to_be_closed(mut wire: Wire, bytes: &[u8]) -> Duration {
+    let began = Instant::now();
+    wire.send(bytes).await;
+    assert!(wire.closed().await.is_empty());
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn client_that_begins_and_does_not_go_on_is_closed_after_ten_seconds() {
+    let world = World::start().await;
+    let tunnel = async || world.tunnel(&format!("{API}:443")).await;
+    let (head, inner_head, hello, nothing) = tokio::join!(
+        time_to_be_closed(world.wire().await, b"GET /web/api/v2/x HTTP/1.1\r\nHost: a"),
+        time_to_be_closed(tunnel().await, b"GET /web/api/v2/x HTTP/1.1\r\n"),
+        time_to_be_closed(tunnel().await, b"\x16\x03\x01\x02\x00\x01"),
+        time_to_be_closed(tunnel().await, b""),
+    );
+    for time in [head, inner_head, hello, nothing] {
+        assert!(time >= Duration::from_secs(9), "closed after {time:?}");
+    }
+    for (limit, count) in [("head_time", 2.0), ("handshake_time", 2.0)] {
+        let labels = [format!("limit=\"{limit}\"")];
+        let seen = world.sidecar.metric("sidecar_limited_total", &[&labels[0]]).await;
+        assert!((seen - count).abs() < 0.5, "{limit}: {seen}");
+    }
+    assert!(world.origin.requests().is_empty());
 }
