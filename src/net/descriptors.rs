@@ -44,7 +44,12 @@ pub fn check_descriptor_limit(clients: usize) {
     let needed = u64::try_from(clients).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(OWN);
     let limit = soft_limit();
     if limit < needed {
-        warn!(limit, needed, clients, "the limit of open files is too low for MAX_CONNECTIONS");
+        warn!(
+            limit,
+            needed,
+            clients,
+            "the limit of open files is too low for MAX_CONNECTIONS; raise it, or lower that"
+        );
     }
 }
 

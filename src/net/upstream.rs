@@ -29,6 +29,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
+use super::guarded::Guarded;
 use super::{DialError, Dialer, Reach};
 use crate::metrics::Shard;
 
@@ -92,32 +93,8 @@ impl<B> Connection<B> {
     }
 }
 
-/// A request's body, of which one can tell whether it is still being sent:
-/// hyper drops it when it is not.
-struct InFlight<B> {
-    body: B,
-    _sign: Option<Rc<()>>,
-}
-
-impl<B: Body<Data = Bytes> + Unpin> Body for InFlight<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+/// A request's body, of which one can tell whether it is still being sent.
+type InFlight<B> = Guarded<B, Option<Rc<()>>>;
 
 struct Idle<B> {
     connection: Connection<B>,
@@ -282,7 +259,7 @@ where
         let mut request = request.map(|body| {
             let sign = (!body.is_end_stream()).then(|| Rc::new(()));
             self.sent = sign.as_ref().map(Rc::downgrade).unwrap_or_default();
-            InFlight { body, _sign: sign }
+            Guarded::new(body, sign)
         });
         loop {
             let (mut connection, reused) = match self.upstream.take_idle().await {

@@ -2,17 +2,15 @@
 //! hold; one made here.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Version};
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 
 use super::headers::retain_allowed_trailers;
 use super::replay::{Memory, ReplayBody, Reserved};
-use super::watch::Watch;
 use crate::net::PooledBody;
 
 /// The upstream's body of an answer.
@@ -66,48 +64,6 @@ impl Body for AnswerBody {
             Self::Kept(body) => body.size_hint(),
             Self::Made(body) => body.size_hint(),
         }
-    }
-}
-
-/// An answer's body on its way to the client: its connection is watched until
-/// it has ended.
-pub(super) struct Watched {
-    body: AnswerBody,
-    watch: Arc<Watch>,
-}
-
-impl Watched {
-    /// `body` for a client that speaks `version`.
-    pub(super) fn new(body: AnswerBody, version: Version, watch: &Arc<Watch>) -> Self {
-        let has_length = body.size_hint().exact().is_some();
-        watch.set_ends_by_closing(version != Version::HTTP_11 && !has_length);
-        Self { body, watch: Arc::clone(watch) }
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.watch.answer_over();
-    }
-}
-
-impl Body for Watched {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -316,8 +316,8 @@ impl Exchange<'_> {
 
     /// The request as the upstream gets it.
     fn request(&self, with: Option<&Published>) -> Request<ReplayBody> {
-        let expect = !expects_continue(&self.parts.headers)
-            || (expectant(&self.parts) && self.body.is_untouched());
+        let waits = expectant(&self.parts) && self.body.is_untouched();
+        let expect = waits || !expects_continue(&self.parts.headers);
         let mut request = Request::new(self.body.body());
         let uri = &self.parts.uri;
         *request.method_mut() = self.parts.method.clone();
@@ -330,7 +330,7 @@ impl Exchange<'_> {
         }
         // hyper keeps the spelling of field names there.
         *request.extensions_mut() = self.parts.extensions.clone();
-        if expect && expectant(&self.parts) { when_asked_for(request) } else { request }
+        if waits { when_asked_for(request) } else { request }
     }
 
     fn rewrite<'b>(&'b self, with: Option<&'b Published>, expect: bool) -> Rewrite<'b> {

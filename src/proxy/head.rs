@@ -41,6 +41,21 @@ enum Oddity {
     TooLarge,
 }
 
+impl Oddity {
+    const ALL: [Self; 4] = [Self::None, Self::Fragment, Self::TwoLengths, Self::TooLarge];
+
+    fn judge(self) -> Result<(), ProxyError> {
+        Err(match self {
+            Self::None => return Ok(()),
+            Self::Fragment => ProxyError::BadRequest("the target has a fragment"),
+            Self::TwoLengths => {
+                ProxyError::BadRequest("Content-Length and Transfer-Encoding exclude each other")
+            }
+            Self::TooLarge => ProxyError::HeaderTooLarge { fields: MAX_FIELDS, bytes: MAX_HEAD },
+        })
+    }
+}
+
 /// What the service tells the stream, and the other way. Used by one thread;
 /// atomics since hyper wants it to be `Send`.
 #[derive(Default)]
@@ -58,15 +73,7 @@ impl HeadWatch {
     pub(super) fn take(&self) -> Result<(), ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
         let seen = self.seen.swap(Oddity::None as u8, Ordering::Relaxed);
-        if seen == Oddity::Fragment as u8 {
-            Err(ProxyError::BadRequest("the target has a fragment"))
-        } else if seen == Oddity::TwoLengths as u8 {
-            Err(ProxyError::BadRequest("Content-Length and Transfer-Encoding exclude each other"))
-        } else if seen == Oddity::TooLarge as u8 {
-            Err(ProxyError::HeaderTooLarge { fields: MAX_FIELDS, bytes: MAX_HEAD })
-        } else {
-            Ok(())
-        }
+        Oddity::ALL[usize::from(seen)].judge()
     }
 
     /// The answer is on its way: what comes now is the next head.
@@ -320,7 +327,7 @@ impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.watch.set_ends_by_closing(false);
+        this.watch.closing();
         this.stream().poll_shutdown(cx)
     }
 }

@@ -4,15 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::server::conn::http1::{self, UpgradeableConnection};
+use hyper::service::{HttpService, service_fn};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,7 +22,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::debug;
 
-use super::body::{AnswerBody, Watched};
+use super::body::AnswerBody;
 use super::credentials::{presents, without_basic};
 use super::error::ProxyError;
 use super::forward::Outbound;
@@ -28,12 +30,12 @@ use super::head::{HeadWatch, Inspected, Resettable};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
-use super::watch::Watches;
+use super::watch::{Answering, Watch, Watches};
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::hints::{self, Hint, LocalHost};
 use crate::metrics::{Route, Shard};
-use crate::net::{Client, DialError, Door, Reach, Upstream, UpstreamKey, Worker};
+use crate::net::{Client, DialError, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 
 /// How long a client that has only just come when the drain begins may take for
 /// each step up to its first request. To it the connection stands, so an end of
@@ -204,30 +206,17 @@ impl Service {
                 } else {
                     head.await_head();
                 }
-                watch.answer_begun(patience(&answer, upstream_patience));
-                Ok::<_, Infallible>(answer.map(|body| Watched::new(body, version, &watch)))
+                let has_length = answer.body().size_hint().exact().is_some();
+                let ends_by_closing = version != Version::HTTP_11 && !has_length;
+                let patience = patience(&answer, upstream_patience);
+                let answering = watch.answer_begun(patience, ends_by_closing);
+                Ok::<_, Infallible>(answer.map(|body| Guarded::new(body, answering)))
             }
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
-        let mut connection = std::pin::pin!(connection);
-        let served = async {
-            tokio::select! {
-                biased;
-                ended = connection.as_mut() => ended,
-                () = self.worker.drain.cancelled() => {
-                    tokio::select! {
-                        biased;
-                        ended = connection.as_mut() => return ended,
-                        _ = timeout(DRAIN_NEWCOMER_LIMIT, watch.first_head()) => {}
-                    }
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            }
-        };
         tokio::select! {
             biased;
-            ended = served => if let Err(error) = ended {
+            ended = self.until_drained(connection, &watch) => if let Err(error) = ended {
                 debug!(%error, "client connection ended");
             },
             limit = watch.expired() => {
@@ -240,6 +229,31 @@ impl Service {
                 );
             }
         }
+    }
+
+    /// Serves `connection` to its end, in order when the drain begins.
+    async fn until_drained<I, S>(
+        &self,
+        connection: UpgradeableConnection<TokioIo<I>, S>,
+        watch: &Watch,
+    ) -> hyper::Result<()>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: HttpService<Incoming, ResBody = Guarded<AnswerBody, Answering>, Error = Infallible>,
+    {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = self.worker.drain.cancelled() => {}
+        }
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            _ = timeout(DRAIN_NEWCOMER_LIMIT, watch.first_head()) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
     }
 
     /// Cancelled when the drain begins.

@@ -123,11 +123,19 @@ impl Watch {
         }
     }
 
-    /// An answer goes out; the upstream may be silent for `patience`.
-    pub(super) fn answer_begun(&self, patience: Duration) {
+    /// An answer goes out, until what is returned is dropped; the upstream may be
+    /// silent for `patience`. `ends_by_closing`: only the connection's end tells
+    /// the client that it has the whole.
+    pub(super) fn answer_begun(
+        self: &Arc<Self>,
+        patience: Duration,
+        ends_by_closing: bool,
+    ) -> Answering {
+        self.ends_by_closing.store(ends_by_closing, Ordering::Relaxed);
         self.patience.store(millis(patience), Ordering::Relaxed);
         self.unread.store(false, Ordering::Relaxed);
         self.enter(Phase::Answer, Some(patience));
+        Answering(Arc::clone(self))
     }
 
     /// The client took some bytes; it is the upstream's turn.
@@ -146,7 +154,7 @@ impl Watch {
     }
 
     /// The answer is whole, or broke off.
-    pub(super) fn answer_over(&self) {
+    fn answer_over(&self) {
         if self.half_head.load(Ordering::Relaxed) {
             self.enter(Phase::Head, Some(HEAD_LIMIT));
         } else {
@@ -154,10 +162,9 @@ impl Watch {
         }
     }
 
-    /// Says whether only the connection's end tells the client that it has the
-    /// whole answer.
-    pub(super) fn set_ends_by_closing(&self, whether: bool) {
-        self.ends_by_closing.store(whether, Ordering::Relaxed);
+    /// The connection is being ended in order.
+    pub(super) fn closing(&self) {
+        self.ends_by_closing.store(false, Ordering::Relaxed);
     }
 
     /// Whether an end of the connection would look like the answer's.
@@ -207,6 +214,15 @@ impl Watch {
 
     fn now(&self) -> u64 {
         millis(self.base.elapsed())
+    }
+}
+
+/// An answer on its way to the client; it is over when this is dropped.
+pub(super) struct Answering(Arc<Watch>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answer_over();
     }
 }
 
@@ -267,7 +283,7 @@ mod tests {
         assert_eq!(after(&watches, &watch, SECOND).await, Some(Limit::HeadTime));
         watch.head_parsed();
         assert_eq!(after(&watches, &watch, REST_LIMIT * 10).await, None);
-        watch.answer_begun(SECOND * 5);
+        let answer = watch.answer_begun(SECOND * 5, false);
         assert_eq!(after(&watches, &watch, SECOND * 4).await, None);
         watch.taken();
         assert_eq!(watch.waits_for(), "upstream");
@@ -279,7 +295,7 @@ mod tests {
         assert_eq!(after(&watches, &watch, SECOND * 10).await, Some(Limit::AnswerStall));
         watch.taken();
         assert_eq!(after(&watches, &watch, SECOND * 5).await, Some(Limit::AnswerStall));
-        watch.answer_over();
+        drop(answer);
         assert_eq!(after(&watches, &watch, REST_LIMIT).await, Some(Limit::ClientIdle));
     }
 
@@ -288,10 +304,10 @@ mod tests {
         let watches = Watches::default();
         let watch = watches.open();
         watch.head_parsed();
-        watch.answer_begun(SECOND * 60);
+        let answer = watch.answer_begun(SECOND * 60, false);
         watch.head_begun();
         assert_eq!(after(&watches, &watch, HEAD_LIMIT * 2).await, None);
-        watch.answer_over();
+        drop(answer);
         assert_eq!(after(&watches, &watch, HEAD_LIMIT).await, Some(Limit::HeadTime));
     }
 

@@ -138,7 +138,7 @@ async fn limit_of_files_that_is_too_low_is_told_at_the_start() {
     let mut stage = Stage::new().await;
     stage.set("MAX_CONNECTIONS", "1000");
     let world = with_few_files(stage).await;
-    let message = "the limit of open files is too low for MAX_CONNECTIONS";
+    let message = "the limit of open files is too low for MAX_CONNECTIONS; raise it, or lower that";
     let events = world.sidecar.events();
     let told: Vec<_> = events.iter().filter(|event| event["message"] == message).collect();
     assert_eq!(told.len(), 1);
