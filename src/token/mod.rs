@@ -25,7 +25,10 @@ pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
 pub use error::StoreError;
 pub use jwt::TokenError;
-pub use redis::{RedisFacts, RedisStore, Stored};
+pub use redis::{
+    Commit, Denials, Entrance, LEASE, Lease, Owner, RedisFacts, RedisStore, Request, SharedBackoff,
+    Standing, Stored, ValueId, Wish,
+};
 
 use jwt::Claims;
 
