@@ -3,39 +3,46 @@
 //!
 //! # Invariants
 //!
-//! - Only a verified token is written, and only the latest one.
+//! - Only a verified token is written, and only the latest one; one that
+//!   nobody could verify is shown to the fleet apart.
 //! - A store that is down delays nothing: it is tried again until it is back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
+use super::fleet::{Considered, Next, after_refusal};
 use super::lock;
 use super::refresher::Refresher;
 use super::schedule::WALL_PAUSE;
 use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, EnvFile, Generation, Published, RedisStore, Source, Stored, Timestamp, Token,
+    Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore, Request,
+    SharedBackoff, Source, StoreError, Stored, Timestamp, Token, ValueId, Wish,
 };
 
 /// What a look into a store may take.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same where Redis was down a moment ago and somebody waits.
+const GLIMPSE: Duration = Duration::from_millis(250);
 /// From one look into Redis to the next: a value set by hand counts within 30 s.
 const POLL: Duration = Duration::from_secs(10);
 /// Pauses between tries to write to Redis.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Refusals in a row that are answered without a pause.
+const MOST_REFUSALS: u32 = 3;
 
 /// The stores that are set, and what is known of them.
 pub(super) struct Stores {
-    redis: Option<RedisStore>,
+    redis: Option<Arc<RedisStore>>,
     env_file: Option<Arc<EnvFile>>,
     metrics: Arc<Metrics>,
     redis_error: Mutex<Option<String>>,
@@ -44,12 +51,29 @@ pub(super) struct Stores {
     in_redis: AtomicU64,
     /// Redis has lost what was written.
     lost: Notify,
+    /// The stored value that ours is to replace, whatever it is.
+    seen: Mutex<Option<ValueId>>,
+    /// The number of the last refusal in Redis that is known here.
+    last_denial: AtomicU64,
+    /// Counts the notices of other sidecars.
+    notices: watch::Sender<u64>,
     /// The stored token that last met the wall from here, and when.
     walled: Mutex<Option<(Candidate, Instant)>>,
 }
 
 /// Redis is not set, or it is down.
 pub(super) struct NoAnswer;
+
+/// How a try to write to Redis went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saving {
+    /// There is nothing more to do.
+    Done,
+    /// Redis gave no answer.
+    Failed,
+    /// Redis holds something else, which is known now: to be tried again.
+    Refused,
+}
 
 impl Stores {
     /// Does no I/O.
@@ -59,13 +83,16 @@ impl Stores {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            redis,
+            redis: redis.map(Arc::new),
             env_file: env_file.map(Arc::new),
             metrics,
             redis_error: Mutex::default(),
             env_file_error: Mutex::default(),
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
+            seen: Mutex::default(),
+            last_denial: AtomicU64::new(0),
+            notices: watch::Sender::default(),
             walled: Mutex::default(),
         }
     }
@@ -84,14 +111,65 @@ impl Stores {
         *lock(&self.walled) = Some((candidate, Instant::now()));
     }
 
-    /// What lies in Redis.
-    pub(super) async fn load_redis(&self) -> Result<Option<Stored>, NoAnswer> {
+    /// Rises when another sidecar says that there is something to see.
+    pub(super) fn notices(&self) -> watch::Receiver<u64> {
+        self.notices.subscribe()
+    }
+
+    /// Asks Redis what it holds and whose turn it is.
+    pub(super) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        let loaded = match timeout(LOOK, redis.load()).await {
-            Ok(loaded) => loaded.map_err(|error| error.to_string()),
+        let in_haste = request.wish != Wish::None && self.redis_error().is_some();
+        let limit = if in_haste { GLIMPSE } else { LOOK };
+        let last_denial = self.last_denial.load(Ordering::Relaxed);
+        let entered = match timeout(limit, redis.enter(request, last_denial)).await {
+            Ok(entered) => entered.map_err(|error| error.to_string()),
             Err(_) => Err("no answer within 1s".to_owned()),
         };
-        self.note_redis(loaded).ok_or(NoAnswer)
+        let entrance = self.note_redis(entered);
+        // What comes back after a failure may be another server.
+        let last_denial = entrance.as_ref().map_or(0, |entrance| entrance.denials.last);
+        self.last_denial.store(last_denial, Ordering::Relaxed);
+        entrance.ok_or(NoAnswer)
+    }
+
+    /// Prolongs a lease.
+    pub(super) async fn renew(&self, owner: &Owner) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.noted(redis.renew(owner).await)
+    }
+
+    /// Gives a lease to whoever waits for it.
+    pub(super) async fn hand_on(&self, lease: &Lease) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.noted(redis.hand_on(lease).await)
+    }
+
+    /// Gives a lease back.
+    pub(super) async fn release(&self, owner: &Owner) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.noted(redis.release(owner).await)
+    }
+
+    /// Tells the others of a failed run.
+    pub(super) async fn fail(
+        &self,
+        lease: &Lease,
+        backoff: &SharedBackoff,
+    ) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.noted(redis.fail(lease, backoff).await)
+    }
+
+    /// Tells the others of a refused token; `None` without Redis. What does not
+    /// reach Redis is told again when such a token is found there.
+    pub(super) fn deny(&self, token: &Token) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let (redis, token) = (Arc::clone(self.redis.as_ref()?), token.clone());
+        Some(async move {
+            if let Err(error) = redis.deny(&token).await {
+                debug!(%error, "refused token not told to redis");
+            }
+        })
     }
 
     /// The line of the env file, if there is a token in it.
@@ -105,18 +183,32 @@ impl Stores {
         self.note_env_file(loaded)?
     }
 
-    /// Writes to Redis; whether that worked.
-    async fn save_redis(&self, published: &Published, now: Timestamp) -> bool {
+    /// Stores a token in Redis; with a `lease` for the whole fleet.
+    async fn commit(
+        &self,
+        published: &Published,
+        lease: Option<&Lease>,
+        now: Timestamp,
+    ) -> Result<Commit, NoAnswer> {
         let Some(redis) = &self.redis else {
-            return true;
+            return Ok(Commit::Committed);
         };
-        let saved = redis.save(published, now).await.map_err(|error| error.to_string());
-        let saved = self.note_redis(saved).is_some();
-        if saved {
+        let seen = lock(&self.seen).clone();
+        let outcome = self.noted(redis.commit(published, lease, seen.as_ref(), now).await)?;
+        if outcome == Commit::Committed {
             self.mark_in_redis(published.generation);
+            lock(&self.seen).take();
             debug!(generation = published.generation.0, "token saved to redis");
         }
-        saved
+        Ok(outcome)
+    }
+
+    /// Shows the fleet a token that nobody could verify.
+    async fn share(&self, published: &Published, lease: &Lease, now: Timestamp) {
+        let Some(redis) = &self.redis else { return };
+        if let Ok(outcome) = self.noted(redis.share(published, lease, now).await) {
+            debug!(generation = published.generation.0, ?outcome, "unverified token shared");
+        }
     }
 
     async fn save_env_file(&self, token: Token) {
@@ -138,8 +230,10 @@ impl Stores {
         self.in_redis.store(generation.0, Ordering::Relaxed);
     }
 
-    /// Redis has lost it, or has it in part: it is to be written again.
-    fn lost(&self) {
+    /// Redis has lost it, or has it in part, or something worse: it is to be
+    /// written again, in place of what has been `seen`.
+    fn lost(&self, seen: Option<ValueId>) {
+        *lock(&self.seen) = seen;
         self.in_redis.store(0, Ordering::Relaxed);
         self.lost.notify_one();
     }
@@ -162,6 +256,10 @@ impl Stores {
 
     fn note_redis<T>(&self, result: Result<T, String>) -> Option<T> {
         self.note("redis", &self.redis_error, result)
+    }
+
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, NoAnswer> {
+        self.note_redis(result.map_err(|error| error.to_string())).ok_or(NoAnswer)
     }
 
     fn note_env_file<T>(&self, result: Result<T, String>) -> Option<T> {
@@ -196,8 +294,9 @@ impl Refresher {
     /// At start: the newest usable token of Redis and the env file, the
     /// environment's if there is none; in force at once.
     pub(super) async fn load_stores(&self) -> Option<Arc<Published>> {
-        let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        let redis = redis.ok().flatten().filter(|stored| self.is_usable(&stored.token));
+        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
+        let redis = redis.ok().and_then(|entrance| entrance.stored);
+        let redis = redis.filter(|stored| self.is_usable(&stored.token));
         let env_file = env_file.filter(|token| self.is_usable(token));
         let newer_file = env_file.filter(|token| {
             redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
@@ -227,46 +326,90 @@ impl Refresher {
 
     /// Reads the stores again, as an operator asks for: adopts what is better.
     pub async fn reload_stores(&self) {
-        let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        if let Ok(stored) = redis {
-            self.consider(stored, false).await;
+        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
+        if let Ok(entrance) = redis {
+            self.consider(&entrance, false).await;
         }
         if let Some(token) = env_file {
             self.consider_env_file(token).await;
         }
     }
 
+    /// Decides about all that lies in Redis, what nobody could verify too: for
+    /// whoever needs a token.
+    pub(super) async fn consider_all(
+        &self,
+        entrance: &Entrance,
+        in_doubt: bool,
+    ) -> Option<Arc<Published>> {
+        if let (_, Some(adopted)) = self.consider(entrance, in_doubt).await {
+            return Some(adopted);
+        }
+        let unverified = entrance.unverified.as_ref().filter(|_| !entrance.is_unverified_denied)?;
+        self.weigh(Some(unverified), in_doubt).await.1
+    }
+
     /// Decides about what lies in Redis. With the token in force `in_doubt`,
     /// an older one is worth a look too. Returns what was put in force.
     pub(super) async fn consider(
         &self,
-        stored: Option<Stored>,
+        entrance: &Entrance,
         in_doubt: bool,
-    ) -> Option<Arc<Published>> {
+    ) -> (Considered, Option<Arc<Published>>) {
+        let stored = entrance.stored.as_ref();
+        if let Some(stored) = stored {
+            self.note_in_step(stored, in_doubt);
+            if self.denied.contains(&stored.token) && !entrance.is_denied {
+                self.deny_in_redis(&stored.token);
+            }
+        }
+        let (considered, adopted) = self.weigh(stored, in_doubt).await;
+        if considered == Considered::WriteOurs {
+            self.stores.lost(entrance.value.clone());
+        }
+        (considered, adopted)
+    }
+
+    /// The token in force is stored as one that works.
+    fn note_in_step(&self, stored: &Stored, in_doubt: bool) {
+        let whole = stored.verified && !stored.foreign && stored.cookies_agree;
+        let ours = self.usable().filter(|ours| !in_doubt && ours.token == stored.token);
+        let Some(ours) = ours.filter(|_| whole && !stored.needs_clearance) else { return };
+        self.stores.mark_in_redis(ours.generation);
+        if !ours.needs_clearance {
+            self.prove(ours.generation);
+        }
+    }
+
+    async fn weigh(
+        &self,
+        stored: Option<&Stored>,
+        in_doubt: bool,
+    ) -> (Considered, Option<Arc<Published>>) {
         let ours = self.cache.current();
         let view = View {
-            stored: stored.as_ref(),
-            stored_usable: stored.as_ref().is_some_and(|stored| self.is_usable(&stored.token)),
+            stored,
+            stored_usable: stored.is_some_and(|stored| self.is_usable(&stored.token)),
             ours: ours.as_deref(),
             ours_usable: !in_doubt && ours.as_ref().is_some_and(|ours| self.is_usable(&ours.token)),
         };
-        let decision = view.decide();
-        let before = ours.map(|ours| ours.generation);
-        match (decision, stored) {
+        let before = ours.as_ref().map(|ours| ours.generation);
+        let adopted = match (view.decide(), stored) {
+            (Adoption::WriteOurs, _) => return (Considered::WriteOurs, None),
             (Adoption::Take, Some(stored)) => {
-                let candidate = stored_candidate(&stored).verified(true);
-                self.adopt_unless_newer(&stored, candidate, before)
+                let candidate = stored_candidate(stored).verified(true);
+                self.adopt_unless_newer(stored, candidate, before)
             }
             (Adoption::Examine { newer }, Some(stored)) => {
-                let candidate = self.examine_stored(stored_candidate(&stored), newer).await?;
-                self.adopt_unless_newer(&stored, candidate, before)
-            }
-            (Adoption::WriteOurs, _) => {
-                self.stores.lost();
-                None
+                match self.examine_stored(stored_candidate(stored), newer).await {
+                    Some(candidate) => self.adopt_unless_newer(stored, candidate, before),
+                    None => None,
+                }
             }
             _ => None,
-        }
+        };
+        let considered = if adopted.is_some() { Considered::Adopted } else { Considered::Nothing };
+        (considered, adopted)
     }
 
     /// The stored token as it may be published, if it may.
@@ -314,39 +457,97 @@ impl Refresher {
 
     fn adopt(&self, stored: &Stored, candidate: Candidate) -> Arc<Published> {
         let adopted = self.publish(candidate);
-        if stored.cookies_agree && !stored.foreign {
+        if stored.cookies_agree && !stored.foreign && stored.verified {
             self.stores.mark_in_redis(adopted.generation);
         }
         adopted
     }
 
-    /// Looks into Redis now and then, for as long as the process lives.
+    /// Looks into Redis now and then and at each notice, for as long as the
+    /// process lives.
     pub(super) async fn poll_redis(self: Arc<Self>) {
+        let mut notices = self.stores.notices();
         loop {
-            sleep(POLL).await;
-            if let Ok(stored) = self.stores.load_redis().await {
-                self.consider(stored, false).await;
+            tokio::select! {
+                () = sleep(POLL) => {}
+                // A run that waits for others looks by itself.
+                _ = notices.changed() => if self.fleet.waits() { continue },
+            }
+            if let Ok(entrance) = self.look_into_redis().await {
+                self.consider(&entrance, false).await;
             }
         }
     }
 
-    /// Writes the latest verified token to Redis, again and again until it is there.
+    /// Writes the latest verified token to Redis, again and again until it is
+    /// there, or something better.
     pub(super) async fn keep_redis(self: Arc<Self>) {
         let mut changes = self.cache.changes();
         let mut pause = FIRST_PAUSE;
+        let mut refusals = 0;
         loop {
             changes.borrow_and_update();
-            let missing = self.worth_saving(self.stores.in_redis.load(Ordering::Relaxed));
-            let saved = match missing {
-                Some(published) => self.stores.save_redis(&published, self.clock.now()).await,
-                None => true,
-            };
-            let again = if saved { Duration::MAX } else { pause };
-            pause = if saved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            let saving = self.save_to_redis().await;
+            refusals = if saving == Saving::Refused { refusals + 1 } else { 0 };
+            if saving == Saving::Refused && refusals <= MOST_REFUSALS {
+                continue;
+            }
+            let again = if saving == Saving::Done { Duration::MAX } else { pause };
+            pause =
+                if saving == Saving::Done { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             tokio::select! {
                 news = changes.changed() => if news.is_err() { return },
                 () = self.stores.lost.notified() => {}
                 () = sleep(again) => {}
+            }
+        }
+    }
+
+    async fn save_to_redis(&self) -> Saving {
+        let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
+            return Saving::Done;
+        };
+        let lease = self.fleet.owed_with(&published.token);
+        if !published.is_verified() {
+            if let Some(lease) = lease {
+                self.stores.share(&published, &lease, self.clock.now()).await;
+                self.fleet.settle();
+            }
+            return Saving::Done;
+        }
+        let saved = self.stores.in_redis.load(Ordering::Relaxed);
+        if published.generation.0 <= saved && lease.is_none() {
+            return Saving::Done;
+        }
+        match self.stores.commit(&published, lease.as_ref(), self.clock.now()).await {
+            Ok(Commit::Committed) => {
+                self.fleet.settle();
+                Saving::Done
+            }
+            Ok(refusal) => self.after_refusal(&published, refusal, lease.is_some()).await,
+            Err(NoAnswer) => Saving::Failed,
+        }
+    }
+
+    /// Something is stored that Redis would not replace: considers that.
+    async fn after_refusal(&self, ours: &Published, refusal: Commit, with_lease: bool) -> Saving {
+        debug!(generation = ours.generation.0, ?refusal, "token not saved to redis");
+        let Ok(entrance) = self.look_into_redis().await else {
+            return Saving::Failed;
+        };
+        let (considered, _) = self.consider(&entrance, false).await;
+        match after_refusal(refusal, considered, with_lease) {
+            Next::Leave => {
+                self.fleet.settle();
+                self.stores.mark_in_redis(ours.generation);
+                Saving::Done
+            }
+            Next::Replace { with_lease } => {
+                *lock(&self.stores.seen) = entrance.value;
+                if !with_lease {
+                    self.fleet.settle();
+                }
+                Saving::Refused
             }
         }
     }

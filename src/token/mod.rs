@@ -12,7 +12,7 @@ mod clock;
 pub(crate) mod env_file;
 mod error;
 mod jwt;
-mod redis;
+pub(crate) mod redis;
 
 use std::{fmt, sync::Arc};
 

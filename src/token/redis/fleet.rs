@@ -102,7 +102,7 @@ impl ValueId {
 }
 
 /// A wish to come in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Whose lease it is to be.
     pub owner: Owner,

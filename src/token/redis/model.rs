@@ -53,10 +53,15 @@ pub(crate) struct Model {
     /// How many notices have gone out, and the last one.
     pub(crate) told: (u64, Option<(&'static str, u64)>),
     /// A fault on purpose: commits are not checked against lease and epoch.
-    pub(crate) unfenced: bool,
+    unfenced: bool,
 }
 
 impl Model {
+    /// An empty server.
+    pub(crate) fn with_fault(unfenced: bool) -> Self {
+        Self { unfenced, ..Self::default() }
+    }
+
     /// Lets time pass until `now`, in milliseconds.
     pub(crate) fn advance(&mut self, now: u64) {
         self.now = self.now.max(now);
