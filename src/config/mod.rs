@@ -29,6 +29,7 @@ use std::time::Duration;
 use http::{StatusCode, Uri};
 use ipnet::IpNet;
 use thiserror::Error;
+use url::Url;
 
 pub use advertise::{Advertise, reachable};
 pub use env::Env;
@@ -178,13 +179,17 @@ pub struct Stores {
 /// The Redis store. `REDIS_URL` and what goes with it.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
-    /// `redis://`, `rediss://` or `unix://`; may hold a password.
+    /// `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or
+    /// `rediss+sentinel://`; may hold a password.
     pub url: Secret,
     /// `REDIS_PASSWORD`, which goes before one in the URL.
     pub password: Option<Secret>,
     /// File that holds the password, read for each connection, where neither
     /// `REDIS_PASSWORD` nor the URL has one. `REDIS_PASSWORD_FILE`.
     pub password_file: Option<PathBuf>,
+    /// The password of the Sentinels themselves, if they have one.
+    /// `REDIS_SENTINEL_PASSWORD`.
+    pub sentinel_password: Option<Secret>,
     /// Key of the bare token. `REDIS_KEY`.
     pub key: String,
     /// Key of the cookies. `REDIS_COOKIES_KEY`.
@@ -405,17 +410,20 @@ impl Stores {
 impl RedisSettings {
     /// Reads the section.
     fn from_env(env: &Env, url: &str, ttl: Duration) -> Result<Self, ConfigError> {
-        const SCHEMES: [&str; 3] = ["redis://", "rediss://", "unix://"];
+        const SCHEMES: [&str; 5] =
+            ["redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"];
         if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ConfigError::new(
                 "REDIS_URL",
-                "expected redis://host:6379/0, rediss://host:6379/0 or unix:///path",
+                "expected redis://host:6379/0, rediss://host:6379/0, unix:///path or \
+                 redis+sentinel://host:26379,…/service/0",
             ));
         }
         Ok(Self {
             url: Secret::new(url),
             password: env.verbatim("REDIS_PASSWORD").map(Secret::new),
             password_file: env.path("REDIS_PASSWORD_FILE"),
+            sentinel_password: env.verbatim("REDIS_SENTINEL_PASSWORD").map(Secret::new),
             key: env.text("REDIS_KEY").to_owned(),
             cookies_key: env.text("REDIS_COOKIES_KEY").to_owned(),
             ttl,
@@ -423,6 +431,20 @@ impl RedisSettings {
             tls_cert: env.path("REDIS_TLS_CERT"),
             tls_key: env.path("REDIS_TLS_KEY"),
         })
+    }
+}
+
+impl RedisSettings {
+    /// The hosts that the URL names: the server, or the Sentinels; none for a
+    /// socket.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        let rest = self.url.expose().split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+        let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+        let host =
+            |host| Url::parse(&format!("redis://{host}")).ok()?.host_str().map(str::to_owned);
+        hosts.split(',').filter_map(host).collect()
     }
 }
 
@@ -502,6 +524,20 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         Config::from_env(&Env::from_pairs(variables.iter().copied()))
+    }
+
+    #[test]
+    fn hosts_of_redis_are_those_that_the_url_names() {
+        for (url, hosts) in [
+            ("redis://host", &["host"][..]),
+            ("redis://user:p%40ss@[::1]:6379/2", &["[::1]"]),
+            ("unix:///run/redis.sock?db=1", &[]),
+            ("redis+sentinel://one:1,two/service/0", &["one", "two"]),
+            ("rediss+sentinel://user:p%2Css@one,two:2,[::1]/service", &["one", "two", "[::1]"]),
+        ] {
+            let config = read(&[("REDIS_URL", url)]).unwrap();
+            assert_eq!(config.stores.redis.unwrap().hosts(), hosts, "{url}");
+        }
     }
 
     #[test]

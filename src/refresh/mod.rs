@@ -22,6 +22,7 @@ mod direct;
 mod error;
 mod flaresolverr;
 mod fleet;
+mod health;
 mod judge;
 mod probe;
 mod refresher;

@@ -251,6 +251,7 @@ impl Refresher {
                 self.schedule().failed_elsewhere(until, needed, backoff.failures);
             }
             RefreshError::Alone(left) => {
+                self.fleet.pause_alone();
                 self.schedule().failed_elsewhere(now + *left, needed, 0);
             }
             _ => {

@@ -18,14 +18,16 @@ use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
 use super::fleet::{Considered, Next, after_refusal};
+use super::health::{Access, RedisHealth};
 use super::lock;
 use super::refresher::Refresher;
 use super::schedule::WALL_PAUSE;
 use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore, Request,
-    SharedBackoff, Source, StoreError, Stored, Timestamp, Token, ValueId, Wish,
+    Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore,
+    RedisTrouble, Request, SharedBackoff, Source, StoreError, Stored, Timestamp, Token, ValueId,
+    Wish,
 };
 
 /// What a look into a store may take.
@@ -45,7 +47,7 @@ pub(super) struct Stores {
     redis: Option<Arc<RedisStore>>,
     env_file: Option<Arc<EnvFile>>,
     metrics: Arc<Metrics>,
-    redis_error: Mutex<Option<String>>,
+    redis_health: Mutex<RedisHealth>,
     env_file_error: Mutex<Option<String>>,
     /// The generation that lies in Redis.
     in_redis: AtomicU64,
@@ -53,10 +55,10 @@ pub(super) struct Stores {
     lost: Notify,
     /// The stored value that ours is to replace, whatever it is.
     seen: Mutex<Option<ValueId>>,
+    /// A foreign value that the env file's token was preferred to at start.
+    passed_over: Mutex<Option<ValueId>>,
     /// The number of the last refusal in Redis that is known here.
     last_denial: AtomicU64,
-    /// Counts the notices of other sidecars.
-    notices: watch::Sender<u64>,
     /// The stored token that last met the wall from here, and when.
     walled: Mutex<Option<(Candidate, Instant)>>,
 }
@@ -86,13 +88,13 @@ impl Stores {
             redis: redis.map(Arc::new),
             env_file: env_file.map(Arc::new),
             metrics,
-            redis_error: Mutex::default(),
+            redis_health: Mutex::default(),
             env_file_error: Mutex::default(),
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
             seen: Mutex::default(),
+            passed_over: Mutex::default(),
             last_denial: AtomicU64::new(0),
-            notices: watch::Sender::default(),
             walled: Mutex::default(),
         }
     }
@@ -111,9 +113,10 @@ impl Stores {
         *lock(&self.walled) = Some((candidate, Instant::now()));
     }
 
-    /// Rises when another sidecar says that there is something to see.
-    pub(super) fn notices(&self) -> watch::Receiver<u64> {
-        self.notices.subscribe()
+    /// Changes when another sidecar says that there is something to see; none
+    /// without Redis.
+    pub(super) fn notices(&self) -> Option<watch::Receiver<u64>> {
+        self.redis.as_ref().map(|redis| redis.notices())
     }
 
     /// Asks Redis what it holds and whose turn it is.
@@ -122,11 +125,14 @@ impl Stores {
         let in_haste = request.wish != Wish::None && self.redis_error().is_some();
         let limit = if in_haste { GLIMPSE } else { LOOK };
         let last_denial = self.last_denial.load(Ordering::Relaxed);
-        let entered = match timeout(limit, redis.enter(request, last_denial)).await {
-            Ok(entered) => entered.map_err(|error| error.to_string()),
-            Err(_) => Err("no answer within 1s".to_owned()),
+        let entered = timeout(limit, redis.enter(request, last_denial)).await;
+        let entered = entered.unwrap_or(Err(StoreError::RedisTimeout));
+        let access = match &entered {
+            // What only reads is not refused to whoever may look.
+            Err(StoreError::RedisRefused { .. }) if request.wish != Wish::None => Access::Writing,
+            _ => Access::Reading,
         };
-        let entrance = self.note_redis(entered);
+        let entrance = self.note_redis(access, entered);
         // What comes back after a failure may be another server.
         let last_denial = entrance.as_ref().map_or(0, |entrance| entrance.denials.last);
         self.last_denial.store(last_denial, Ordering::Relaxed);
@@ -136,19 +142,19 @@ impl Stores {
     /// Prolongs a lease.
     pub(super) async fn renew(&self, owner: &Owner) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.noted(redis.renew(owner).await)
+        self.written(redis.renew(owner).await)
     }
 
     /// Gives a lease to whoever waits for it.
     pub(super) async fn hand_on(&self, lease: &Lease) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.noted(redis.hand_on(lease).await)
+        self.written(redis.hand_on(lease).await)
     }
 
     /// Gives a lease back.
     pub(super) async fn release(&self, owner: &Owner) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.noted(redis.release(owner).await)
+        self.written(redis.release(owner).await)
     }
 
     /// Tells the others of a failed run.
@@ -158,7 +164,7 @@ impl Stores {
         backoff: &SharedBackoff,
     ) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.noted(redis.fail(lease, backoff).await)
+        self.written(redis.fail(lease, backoff).await)
     }
 
     /// Tells the others of a refused token; `None` without Redis. What does not
@@ -194,7 +200,7 @@ impl Stores {
             return Ok(Commit::Committed);
         };
         let seen = lock(&self.seen).clone();
-        let outcome = self.noted(redis.commit(published, lease, seen.as_ref(), now).await)?;
+        let outcome = self.written(redis.commit(published, lease, seen.as_ref(), now).await)?;
         if outcome == Commit::Committed {
             self.mark_in_redis(published.generation);
             lock(&self.seen).take();
@@ -206,7 +212,7 @@ impl Stores {
     /// Shows the fleet a token that nobody could verify.
     async fn share(&self, published: &Published, lease: &Lease, now: Timestamp) {
         let Some(redis) = &self.redis else { return };
-        if let Ok(outcome) = self.noted(redis.share(published, lease, now).await) {
+        if let Ok(outcome) = self.written(redis.share(published, lease, now).await) {
             debug!(generation = published.generation.0, ?outcome, "unverified token shared");
         }
     }
@@ -251,28 +257,39 @@ impl Stores {
 
     /// The last error of Redis, while it is down.
     pub(super) fn redis_error(&self) -> Option<String> {
-        lock(&self.redis_error).clone()
+        lock(&self.redis_health).error().map(ToString::to_string)
     }
 
-    fn note_redis<T>(&self, result: Result<T, String>) -> Option<T> {
-        self.note("redis", &self.redis_error, result)
+    /// What is wrong with Redis.
+    pub(super) fn redis_trouble(&self) -> Option<RedisTrouble> {
+        lock(&self.redis_health).trouble()
     }
 
-    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, NoAnswer> {
-        self.note_redis(result.map_err(|error| error.to_string())).ok_or(NoAnswer)
+    fn written<T>(&self, result: Result<T, StoreError>) -> Result<T, NoAnswer> {
+        self.note_redis(Access::Writing, result).ok_or(NoAnswer)
     }
 
-    fn note_env_file<T>(&self, result: Result<T, String>) -> Option<T> {
-        self.note("env_file", &self.env_file_error, result)
+    /// Nothing waits to be written to Redis, so that no write can be amiss.
+    fn note_redis_complete(&self) {
+        lock(&self.redis_health).note(Access::Writing, None);
+    }
+
+    /// Counts an error, and warns of each trouble once.
+    fn note_redis<T>(&self, access: Access, result: Result<T, StoreError>) -> Option<T> {
+        let (value, error) = match result {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        lock(&self.redis_health).note(access, error);
+        if value.is_none() {
+            self.metrics.store_error("redis");
+        }
+        value
     }
 
     /// Counts an error, and warns of the first one in a row.
-    fn note<T>(
-        &self,
-        store: &'static str,
-        last: &Mutex<Option<String>>,
-        result: Result<T, String>,
-    ) -> Option<T> {
+    fn note_env_file<T>(&self, result: Result<T, String>) -> Option<T> {
+        let (store, last) = ("env_file", &self.env_file_error);
         let (value, error) = match result {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
@@ -295,13 +312,15 @@ impl Refresher {
     /// environment's if there is none; in force at once.
     pub(super) async fn load_stores(&self) -> Option<Arc<Published>> {
         let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
-        let redis = redis.ok().and_then(|entrance| entrance.stored);
+        let (redis, value) =
+            redis.map_or((None, None), |entrance| (entrance.stored, entrance.value));
         let redis = redis.filter(|stored| self.is_usable(&stored.token));
         let env_file = env_file.filter(|token| self.is_usable(token));
         let newer_file = env_file.filter(|token| {
             redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
         });
         if let Some(token) = newer_file {
+            *lock(&self.stores.passed_over) = value;
             return Some(self.publish(Candidate::new(token, Source::EnvFile)));
         }
         if let Some(stored) = redis
@@ -356,7 +375,14 @@ impl Refresher {
         entrance: &Entrance,
         in_doubt: bool,
     ) -> (Considered, Option<Arc<Published>>) {
-        let stored = entrance.stored.as_ref();
+        let mut stored = entrance.stored.clone();
+        if let Some(stored) = &mut stored
+            && *lock(&self.stores.passed_over) == entrance.value
+        {
+            // Older than ours, as was seen at start.
+            stored.foreign = false;
+        }
+        let stored = stored.as_ref();
         if let Some(stored) = stored {
             self.note_in_step(stored, in_doubt);
             if self.denied.contains(&stored.token) && !entrance.is_denied {
@@ -463,15 +489,24 @@ impl Refresher {
         adopted
     }
 
-    /// Looks into Redis now and then and at each notice, for as long as the
+    /// Follows the notices in Redis for as long as the process lives.
+    pub(super) async fn follow_redis(self: Arc<Self>) {
+        if let Some(redis) = &self.stores.redis {
+            redis.follow_notices().await;
+        }
+    }
+
+    /// Looks into Redis at each notice, and now and then, for as long as the
     /// process lives.
     pub(super) async fn poll_redis(self: Arc<Self>) {
-        let mut notices = self.stores.notices();
+        let Some(mut notices) = self.stores.notices() else {
+            return;
+        };
         loop {
-            tokio::select! {
-                () = sleep(POLL) => {}
-                // A run that waits for others looks by itself.
-                _ = notices.changed() => if self.fleet.waits() { continue },
+            let is_news = timeout(POLL, notices.changed()).await.is_ok();
+            // A run that waits for others looks by itself.
+            if is_news && self.fleet.waits() {
+                continue;
             }
             if let Ok(entrance) = self.look_into_redis().await {
                 self.consider(&entrance, false).await;
@@ -505,6 +540,7 @@ impl Refresher {
 
     async fn save_to_redis(&self) -> Saving {
         let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
+            self.stores.note_redis_complete();
             return Saving::Done;
         };
         let lease = self.fleet.owed_with(&published.token);
@@ -512,11 +548,14 @@ impl Refresher {
             if let Some(lease) = lease {
                 self.stores.share(&published, &lease, self.clock.now()).await;
                 self.fleet.settle();
+            } else {
+                self.stores.note_redis_complete();
             }
             return Saving::Done;
         }
         let saved = self.stores.in_redis.load(Ordering::Relaxed);
         if published.generation.0 <= saved && lease.is_none() {
+            self.stores.note_redis_complete();
             return Saving::Done;
         }
         match self.stores.commit(&published, lease.as_ref(), self.clock.now()).await {

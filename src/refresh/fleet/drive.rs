@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
@@ -22,8 +23,9 @@ use crate::token::{
 const RELEASE: Duration = Duration::from_secs(1);
 
 /// What a turn has brought so far.
-#[derive(Default)]
 struct Gains {
+    /// Kept from one look to the next, so that no notice in between is lost.
+    notices: Option<watch::Receiver<u64>>,
     entrance: Option<Entrance>,
     adopted: Option<Arc<Published>>,
     solution: Option<Solution>,
@@ -50,7 +52,13 @@ impl Refresher {
         cause: Cause,
     ) -> Result<Arc<Published>, RefreshError> {
         let mut turn = self.new_turn(cause);
-        let mut gains = Gains::default();
+        let mut gains = Gains {
+            notices: self.stores.notices(),
+            entrance: None,
+            adopted: None,
+            solution: None,
+            error: None,
+        };
         let mut action = turn.begin(Instant::now());
         loop {
             let event = match action {
@@ -58,7 +66,7 @@ impl Refresher {
                 Action::Consider => self.consider_found(cause, &mut gains).await,
                 Action::Solve => self.solve_in_turn(cause, &mut turn, &mut gains).await,
                 Action::HandOn(lease) => self.hand_on(&lease).await,
-                Action::Wait(until) => self.wait_in_turn(until).await,
+                Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
                 Action::End(end) => {
                     *lock(&self.fleet.past) = turn.past();
                     return self.end_turn(end, gains);
@@ -77,8 +85,9 @@ impl Refresher {
     }
 
     async fn ask_in(&self, request: &Request, gains: &mut Gains) -> Event {
-        let mut notices = self.stores.notices();
-        notices.mark_unchanged();
+        if let Some(notices) = &mut gains.notices {
+            notices.mark_unchanged();
+        }
         let entrance = self.enter(request).await.ok();
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
@@ -142,11 +151,16 @@ impl Refresher {
         Event::HandedOn(handed)
     }
 
-    async fn wait_in_turn(&self, until: Instant) -> Event {
-        let mut notices = self.stores.notices();
+    async fn wait_in_turn(&self, until: Instant, gains: &mut Gains) -> Event {
         self.fleet.waits.store(true, Ordering::Relaxed);
+        let noticed = async {
+            match &mut gains.notices {
+                Some(notices) => drop(notices.changed().await),
+                None => std::future::pending().await,
+            }
+        };
         let event = tokio::select! {
-            _ = notices.changed() => Event::Notice,
+            () = noticed => Event::Notice,
             () = sleep_until(until) => Event::Timer,
         };
         self.fleet.waits.store(false, Ordering::Relaxed);
@@ -172,6 +186,10 @@ impl Refresher {
     pub(in crate::refresh) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let entrance = self.stores.enter(request).await?;
         self.denied.hear(&entrance.denials.digests);
+        if self.fleet.end_pause_alone() {
+            self.schedule().lift();
+            self.woken.notify_one();
+        }
         Ok(entrance)
     }
 

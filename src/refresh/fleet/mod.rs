@@ -33,6 +33,8 @@ pub(super) struct Fleet {
     lease: Mutex<Option<Lease>>,
     /// The token that is to be committed with a lease.
     owed: Mutex<Option<(Token, Lease)>>,
+    /// The back-off that is on is there for want of Redis.
+    pauses_alone: AtomicBool,
     /// The run in flight waits for others, and looks by itself.
     waits: AtomicBool,
 }
@@ -41,6 +43,16 @@ impl Fleet {
     /// The solver, which was away, is back.
     pub(super) fn solver_is_back(&self) {
         lock(&self.past).solver_is_back();
+    }
+
+    /// A back-off has begun, for want of Redis.
+    pub(super) fn pause_alone(&self) {
+        self.pauses_alone.store(true, Ordering::Relaxed);
+    }
+
+    /// Redis is there. Returns whether a back-off was on for want of it.
+    fn end_pause_alone(&self) -> bool {
+        self.pauses_alone.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the run in flight looks into Redis by itself.

@@ -18,10 +18,17 @@ mod fleet;
 mod link;
 #[cfg(test)]
 pub(crate) mod model;
+mod notices;
+mod pause;
+mod place;
 mod probe;
 mod script;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_notices;
+#[cfg(test)]
+mod tests_sentinel;
 
 use std::{
     collections::HashSet,
@@ -35,6 +42,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Clearance, Cookies, Published, StoreError, Timestamp, Token};
@@ -104,6 +112,7 @@ pub struct RedisStore {
     key: String,
     cookies_key: String,
     keys: Keys,
+    notices: watch::Sender<u64>,
     ttl: Duration,
     /// Digests of unreadable values that have been reported.
     reported: Mutex<HashSet<[u8; 32]>>,
@@ -120,6 +129,7 @@ impl RedisStore {
             link: Link::new(&settings)?,
             scripts: Scripts::new(),
             keys: Keys::new(&settings.key, &settings.cookies_key),
+            notices: watch::Sender::new(0),
             key: settings.key,
             cookies_key: settings.cookies_key,
             ttl: settings.ttl,

@@ -117,6 +117,11 @@ impl Keys {
         Self { names, channel: beside("events") }
     }
 
+    /// Where sidecars tell each other to look.
+    pub(super) fn channel(&self) -> &str {
+        &self.channel
+    }
+
     pub(super) fn meta(&self) -> &str {
         &self.names[2]
     }
