@@ -9,6 +9,7 @@ mod notices;
 mod one_solve;
 mod outage;
 mod sentinel;
+mod thousand;
 
 use std::io;
 use std::time::Duration;
