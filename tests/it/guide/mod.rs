@@ -1,6 +1,7 @@
 //! The guide says what the program says: each message, metric, code and hint that it quotes is in
 //! the program, and each that is in the program, it quotes. Both languages say the same.
 
+mod fleet;
 mod markdown;
 mod source;
 

@@ -47,6 +47,10 @@ impl Redis {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Ends it at once.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
