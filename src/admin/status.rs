@@ -6,7 +6,7 @@ use super::AdminState;
 use crate::hints::Silence;
 use crate::metrics::Route;
 use crate::refresh::RefreshStatus;
-use crate::token::{Published, Timestamp};
+use crate::token::{Published, RedisTrouble, Timestamp};
 
 /// Whether requests can be served now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -73,7 +73,7 @@ impl Status {
         let facts = Facts {
             silence: state.hints.silence(&requests),
             token: TokenFact::of(current.as_deref()),
-            redis: StoreFact::of(renewal.redis.as_ref().is_none_or(|redis| redis.ok)),
+            redis: renewal.redis.as_ref().and_then(|redis| redis.trouble),
             env_file: StoreFact::of(renewal.env_file.as_ref().is_none_or(|file| file.ok)),
             verifier_blind: !renewal.verifier.trusted,
             walled: renewal.refresh.walled_s > 0.0,
@@ -112,7 +112,7 @@ impl TokenStatus {
 struct Facts {
     silence: Option<Silence>,
     token: TokenFact,
-    redis: StoreFact,
+    redis: Option<RedisTrouble>,
     env_file: StoreFact,
     verifier_blind: bool,
     walled: bool,
@@ -157,7 +157,7 @@ impl Facts {
             self.walled.then_some(WALLED),
             self.verifier_blind.then_some(BLIND_VERIFIER),
             (self.token == TokenFact::Unverified).then_some(UNVERIFIED),
-            (self.redis == StoreFact::Failing).then_some(REDIS_DOWN),
+            self.redis.map(of_redis),
             (self.env_file == StoreFact::Failing).then_some(ENV_FILE_DOWN),
             self.silence.map(Silence::text),
         ];
@@ -174,8 +174,20 @@ const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cann
 const UNVERIFIED: &str =
     "the token is not verified yet; VERIFY_URL gave no verdict, and no real answer has come";
 const REDIS_DOWN: &str = "Redis cannot be reached; the token is kept without it meanwhile";
+const REDIS_LOCKED: &str = "Redis refuses the password; is REDIS_PASSWORD or REDIS_PASSWORD_FILE \
+    that of the server, and of the user in REDIS_URL?";
+const REDIS_REFUSES: &str = "Redis answers and refuses what is asked of it: it is full, a replica, \
+    or the user lacks a permission; redis says which";
 const ENV_FILE_DOWN: &str =
     "the token's line in ENV_FILE is not kept up to date; env_file says why";
+
+fn of_redis(trouble: RedisTrouble) -> &'static str {
+    match trouble {
+        RedisTrouble::Away => REDIS_DOWN,
+        RedisTrouble::Password => REDIS_LOCKED,
+        RedisTrouble::Refusal => REDIS_REFUSES,
+    }
+}
 
 fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(requests.iter().map(|(route, count)| (route.as_str(), count)))
@@ -185,7 +197,7 @@ fn by_route<S: Serializer>(requests: &[(Route, u64)], serializer: S) -> Result<S
 mod tests {
     use super::{Facts, Readiness, StoreFact, TokenFact};
     use crate::hints::Silence;
-    use crate::token::{Candidate, Published, Source, Timestamp, Token, TokenCache};
+    use crate::token::{Candidate, Published, RedisTrouble, Source, Timestamp, Token, TokenCache};
     use std::collections::HashSet;
     use std::sync::Arc;
 
@@ -225,7 +237,9 @@ mod tests {
         let trouble = [
             Facts { token: TokenFact::None, ..well },
             Facts { token: TokenFact::Unverified, ..well },
-            Facts { redis: StoreFact::Failing, ..well },
+            Facts { redis: Some(RedisTrouble::Away), ..well },
+            Facts { redis: Some(RedisTrouble::Password), ..well },
+            Facts { redis: Some(RedisTrouble::Refusal), ..well },
             Facts { env_file: StoreFact::Failing, ..well },
             Facts { verifier_blind: true, ..well },
             Facts { walled: true, ..well },

@@ -178,13 +178,17 @@ pub struct Stores {
 /// The Redis store. `REDIS_URL` and what goes with it.
 #[derive(Clone, Debug)]
 pub struct RedisSettings {
-    /// `redis://`, `rediss://` or `unix://`; may hold a password.
+    /// `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or
+    /// `rediss+sentinel://`; may hold a password.
     pub url: Secret,
     /// `REDIS_PASSWORD`, which goes before one in the URL.
     pub password: Option<Secret>,
     /// File that holds the password, read for each connection, where neither
     /// `REDIS_PASSWORD` nor the URL has one. `REDIS_PASSWORD_FILE`.
     pub password_file: Option<PathBuf>,
+    /// The password of the Sentinels themselves, if they have one.
+    /// `REDIS_SENTINEL_PASSWORD`.
+    pub sentinel_password: Option<Secret>,
     /// Key of the bare token. `REDIS_KEY`.
     pub key: String,
     /// Key of the cookies. `REDIS_COOKIES_KEY`.
@@ -405,17 +409,20 @@ impl Stores {
 impl RedisSettings {
     /// Reads the section.
     fn from_env(env: &Env, url: &str, ttl: Duration) -> Result<Self, ConfigError> {
-        const SCHEMES: [&str; 3] = ["redis://", "rediss://", "unix://"];
+        const SCHEMES: [&str; 5] =
+            ["redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://"];
         if !SCHEMES.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(ConfigError::new(
                 "REDIS_URL",
-                "expected redis://host:6379/0, rediss://host:6379/0 or unix:///path",
+                "expected redis://host:6379/0, rediss://host:6379/0, unix:///path or \
+                 redis+sentinel://host:26379,…/service/0",
             ));
         }
         Ok(Self {
             url: Secret::new(url),
             password: env.verbatim("REDIS_PASSWORD").map(Secret::new),
             password_file: env.path("REDIS_PASSWORD_FILE"),
+            sentinel_password: env.verbatim("REDIS_SENTINEL_PASSWORD").map(Secret::new),
             key: env.text("REDIS_KEY").to_owned(),
             cookies_key: env.text("REDIS_COOKIES_KEY").to_owned(),
             ttl,

@@ -57,13 +57,18 @@ pub const VARIABLES: &[Variable] = &[
     var(
         "REDIS_URL",
         "",
-        "redis://host:6379/0, rediss://… or unix:///path; without it no Redis is used",
+        "redis://host:6379/0, rediss://…, unix:///path or redis+sentinel://host:26379,host:26379/service/0; without it no Redis is used",
     ),
     var("REDIS_PASSWORD", "", "Redis's password, any characters"),
     var(
         "REDIS_PASSWORD_FILE",
         "",
         "file that holds Redis's password, read for each connection; REDIS_PASSWORD or one in REDIS_URL goes before it",
+    ),
+    var(
+        "REDIS_SENTINEL_PASSWORD",
+        "",
+        "password of the Sentinels themselves, where they have one, any characters",
     ),
     var("REDIS_KEY", "chitai_gorod_token", "Redis key of the bare token"),
     var("REDIS_COOKIES_KEY", "chitai_gorod_cookies", "Redis key of the cookies, a JSON object"),

@@ -21,6 +21,7 @@ mod denied;
 mod direct;
 mod error;
 mod flaresolverr;
+mod health;
 mod judge;
 mod probe;
 mod refresher;

@@ -5,6 +5,7 @@ use tokio::time::Instant;
 
 use super::lock;
 use super::refresher::Refresher;
+use crate::token::RedisTrouble;
 
 /// What the refresher knows of itself.
 #[derive(Clone, Debug, Serialize)]
@@ -56,10 +57,13 @@ pub struct SourceStatus {
 /// How Redis fares.
 #[derive(Clone, Debug, Serialize)]
 pub struct RedisStatus {
-    /// The last operation worked.
+    /// Reading and writing worked when they were last tried.
     pub ok: bool,
     /// What it failed with.
     pub last_error: Option<String>,
+    /// What kind of trouble that is.
+    #[serde(skip)]
+    pub trouble: Option<RedisTrouble>,
 }
 
 /// How the env file fares.
@@ -102,7 +106,8 @@ impl Refresher {
 
     fn redis_status(&self) -> RedisStatus {
         let last_error = self.stores.redis_error();
-        RedisStatus { ok: last_error.is_none(), last_error }
+        let trouble = self.stores.redis_trouble();
+        RedisStatus { ok: last_error.is_none(), last_error, trouble }
     }
 
     fn run_status(&self) -> RunStatus {

@@ -16,13 +16,15 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
+use super::health::{Access, RedisHealth};
 use super::lock;
 use super::refresher::Refresher;
 use super::schedule::WALL_PAUSE;
 use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, EnvFile, Generation, Published, RedisStore, Source, Stored, Timestamp, Token,
+    Candidate, EnvFile, Generation, Published, RedisStore, RedisTrouble, Source, StoreError,
+    Stored, Timestamp, Token,
 };
 
 /// What a look into a store may take.
@@ -38,7 +40,7 @@ pub(super) struct Stores {
     redis: Option<RedisStore>,
     env_file: Option<Arc<EnvFile>>,
     metrics: Arc<Metrics>,
-    redis_error: Mutex<Option<String>>,
+    redis_health: Mutex<RedisHealth>,
     env_file_error: Mutex<Option<String>>,
     /// The generation that lies in Redis.
     in_redis: AtomicU64,
@@ -62,7 +64,7 @@ impl Stores {
             redis,
             env_file: env_file.map(Arc::new),
             metrics,
-            redis_error: Mutex::default(),
+            redis_health: Mutex::default(),
             env_file_error: Mutex::default(),
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
@@ -87,11 +89,9 @@ impl Stores {
     /// What lies in Redis.
     pub(super) async fn load_redis(&self) -> Result<Option<Stored>, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        let loaded = match timeout(LOOK, redis.load()).await {
-            Ok(loaded) => loaded.map_err(|error| error.to_string()),
-            Err(_) => Err("no answer within 1s".to_owned()),
-        };
-        self.note_redis(loaded).ok_or(NoAnswer)
+        let loaded = timeout(LOOK, redis.load()).await;
+        let loaded = loaded.unwrap_or(Err(StoreError::RedisTimeout));
+        self.note_redis(Access::Reading, loaded).ok_or(NoAnswer)
     }
 
     /// The line of the env file, if there is a token in it.
@@ -110,8 +110,8 @@ impl Stores {
         let Some(redis) = &self.redis else {
             return true;
         };
-        let saved = redis.save(published, now).await.map_err(|error| error.to_string());
-        let saved = self.note_redis(saved).is_some();
+        let saved = redis.save(published, now).await;
+        let saved = self.note_redis(Access::Writing, saved).is_some();
         if saved {
             self.mark_in_redis(published.generation);
             debug!(generation = published.generation.0, "token saved to redis");
@@ -157,24 +157,35 @@ impl Stores {
 
     /// The last error of Redis, while it is down.
     pub(super) fn redis_error(&self) -> Option<String> {
-        lock(&self.redis_error).clone()
+        lock(&self.redis_health).error().map(ToString::to_string)
     }
 
-    fn note_redis<T>(&self, result: Result<T, String>) -> Option<T> {
-        self.note("redis", &self.redis_error, result)
+    /// What is wrong with Redis.
+    pub(super) fn redis_trouble(&self) -> Option<RedisTrouble> {
+        lock(&self.redis_health).trouble()
     }
 
-    fn note_env_file<T>(&self, result: Result<T, String>) -> Option<T> {
-        self.note("env_file", &self.env_file_error, result)
+    /// Nothing waits to be written to Redis, so that no write can be amiss.
+    fn note_redis_complete(&self) {
+        lock(&self.redis_health).note(Access::Writing, None);
+    }
+
+    /// Counts an error, and warns of each trouble once.
+    fn note_redis<T>(&self, access: Access, result: Result<T, StoreError>) -> Option<T> {
+        let (value, error) = match result {
+            Ok(value) => (Some(value), None),
+            Err(error) => (None, Some(error)),
+        };
+        lock(&self.redis_health).note(access, error);
+        if value.is_none() {
+            self.metrics.store_error("redis");
+        }
+        value
     }
 
     /// Counts an error, and warns of the first one in a row.
-    fn note<T>(
-        &self,
-        store: &'static str,
-        last: &Mutex<Option<String>>,
-        result: Result<T, String>,
-    ) -> Option<T> {
+    fn note_env_file<T>(&self, result: Result<T, String>) -> Option<T> {
+        let (store, last) = ("env_file", &self.env_file_error);
         let (value, error) = match result {
             Ok(value) => (Some(value), None),
             Err(error) => (None, Some(error)),
@@ -320,10 +331,22 @@ impl Refresher {
         adopted
     }
 
-    /// Looks into Redis now and then, for as long as the process lives.
+    /// Follows the notices in Redis for as long as the process lives.
+    pub(super) async fn follow_redis(self: Arc<Self>) {
+        if let Some(redis) = &self.stores.redis {
+            redis.follow_notices().await;
+        }
+    }
+
+    /// Looks into Redis at each notice, and now and then, for as long as the
+    /// process lives.
     pub(super) async fn poll_redis(self: Arc<Self>) {
+        let Some(redis) = &self.stores.redis else {
+            return;
+        };
+        let mut notices = redis.notices();
         loop {
-            sleep(POLL).await;
+            let _ = timeout(POLL, notices.changed()).await;
             if let Ok(stored) = self.stores.load_redis().await {
                 self.consider(stored, false).await;
             }
@@ -337,9 +360,11 @@ impl Refresher {
         loop {
             changes.borrow_and_update();
             let missing = self.worth_saving(self.stores.in_redis.load(Ordering::Relaxed));
-            let saved = match missing {
-                Some(published) => self.stores.save_redis(&published, self.clock.now()).await,
-                None => true,
+            let saved = if let Some(published) = missing {
+                self.stores.save_redis(&published, self.clock.now()).await
+            } else {
+                self.stores.note_redis_complete();
+                true
             };
             let again = if saved { Duration::MAX } else { pause };
             pause = if saved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };

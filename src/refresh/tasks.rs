@@ -44,6 +44,7 @@ impl Refresher {
         if self.stores.has_redis() {
             handle.spawn(Arc::clone(self).keep_redis());
             handle.spawn(Arc::clone(self).poll_redis());
+            handle.spawn(Arc::clone(self).follow_redis());
         }
         if self.sources.order().contains(&SourceKind::FlareSolverr) {
             handle.spawn(Arc::clone(self).miss_solver());

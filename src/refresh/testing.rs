@@ -186,6 +186,7 @@ pub(super) fn redis_store(url: &str) -> RedisStore {
         url: Secret::new(url),
         password: None,
         password_file: None,
+        sentinel_password: None,
         key: "chitai_gorod_token".to_owned(),
         cookies_key: "chitai_gorod_cookies".to_owned(),
         ttl: Duration::from_hours(1),

@@ -1,6 +1,6 @@
 //! What can go wrong with the places where tokens rest.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use thiserror::Error;
 
@@ -8,13 +8,14 @@ use thiserror::Error;
 ///
 /// No variant carries a token, a password or a URL, and none carries a text of
 /// the Redis server: some of its errors repeat the arguments of a command.
-#[derive(Debug, Error)]
+#[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The settings: not a URL that can be used.
     #[error(
-        "not of the form redis://[user@]host[:port][/db], rediss://… or unix:///path \
-         (a password with special characters belongs in REDIS_PASSWORD)"
+        "not of the form redis://[user@]host[:port][/db], rediss://…, unix:///path or \
+         redis+sentinel://host[:port],…/service[/db] (a password with special characters belongs \
+         in REDIS_PASSWORD)"
     )]
     RedisUrl,
     /// The settings: certificates without encryption.
@@ -31,7 +32,7 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        reason: io::Error,
+        reason: Arc<io::Error>,
     },
     /// The settings: files that hold no certificates, or no key for them.
     #[error(
@@ -39,10 +40,18 @@ pub enum StoreError {
          certificates and the key that belongs to them"
     )]
     RedisTlsContent,
+    /// The settings: a file without what it is there for.
+    #[error("there is no certificate in {path}, named by {variable}")]
+    RedisTlsNoCertificate {
+        /// The variable that names the file.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The server wants another password, or one at all, or none.
     #[error(
         "Redis refused the password: check REDIS_PASSWORD or REDIS_PASSWORD_FILE, and the user \
-         name in REDIS_URL"
+         name in REDIS_URL; for Sentinels, REDIS_SENTINEL_PASSWORD"
     )]
     RedisPassword,
     /// The file that should hold the password does not, yet.
@@ -51,7 +60,7 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: io::Error,
+        reason: Arc<io::Error>,
     },
     /// The server was silent for too long.
     #[error("Redis did not answer in time: check REDIS_URL and the server")]
@@ -62,6 +71,12 @@ pub enum StoreError {
         /// What the system or TLS said.
         reason: String,
     },
+    /// The Sentinels answered, but none of them has a primary for us.
+    #[error(
+        "no Sentinel names a primary that is up: check the service in REDIS_URL, or wait for the \
+         fail-over to end"
+    )]
+    RedisNoPrimary,
     /// The server answered with an error.
     #[error("Redis refused the command: {code}")]
     RedisRefused {
@@ -82,6 +97,35 @@ pub enum StoreError {
         /// The file as it was named.
         path: PathBuf,
         /// What the system said.
-        reason: io::Error,
+        reason: Arc<io::Error>,
     },
+}
+
+/// What is wrong with Redis, as far as a person has to do something else about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedisTrouble {
+    /// It gives no answer that can be used.
+    Away,
+    /// It wants another password.
+    Password,
+    /// It answers, and refuses what is asked of it.
+    Refusal,
+}
+
+impl StoreError {
+    /// What is wrong with Redis.
+    #[must_use]
+    pub fn redis_trouble(&self) -> RedisTrouble {
+        match self {
+            Self::RedisPassword | Self::RedisPasswordFile { .. } => RedisTrouble::Password,
+            Self::RedisRefused { .. } => RedisTrouble::Refusal,
+            _ => RedisTrouble::Away,
+        }
+    }
+
+    /// Whether the server gave no sign of life, so that the next try had better
+    /// wait a moment.
+    pub(super) fn is_silence(&self) -> bool {
+        matches!(self, Self::RedisTimeout | Self::RedisConnection { .. } | Self::RedisNoPrimary)
+    }
 }

@@ -23,7 +23,7 @@ pub use cache::{Candidate, Generation, Published, TokenCache};
 pub use clearance::Clearance;
 pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
-pub use error::StoreError;
+pub use error::{RedisTrouble, StoreError};
 pub use jwt::TokenError;
 pub use redis::{RedisFacts, RedisStore, Stored};
 

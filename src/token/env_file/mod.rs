@@ -127,7 +127,7 @@ impl EnvFile {
     }
 
     fn error(&self, action: &'static str, reason: io::Error) -> StoreError {
-        StoreError::EnvFile { action, path: self.path.clone(), reason }
+        StoreError::EnvFile { action, path: self.path.clone(), reason: reason.into() }
     }
 }
 

@@ -11,9 +11,16 @@
 //! - No operation lasts much longer than a second, and none panics.
 
 mod link;
+mod notices;
+mod pause;
+mod place;
 mod probe;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_notices;
+#[cfg(test)]
+mod tests_sentinel;
 
 use std::{
     collections::HashSet,
@@ -26,6 +33,7 @@ use redis::{Pipeline, pipe};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{Clearance, Cookies, Published, StoreError, Timestamp, Token};
@@ -85,6 +93,9 @@ pub struct RedisStore {
     key: String,
     cookies_key: String,
     metadata_key: String,
+    /// Where sidecars tell each other to look.
+    channel: String,
+    notices: watch::Sender<u64>,
     ttl: Duration,
     /// Digests of unreadable values that have been reported.
     reported: Mutex<HashSet<[u8; 32]>>,
@@ -101,6 +112,8 @@ impl RedisStore {
             link: Link::new(&settings)?,
             // The braces put the key into the same slot of a cluster.
             metadata_key: format!("{{{}}}:meta", settings.key),
+            channel: format!("{{{}}}:events", settings.key),
+            notices: watch::Sender::new(0),
             key: settings.key,
             cookies_key: settings.cookies_key,
             ttl: settings.ttl,

@@ -19,22 +19,22 @@ use crate::token::{
     test_support::{jwt, token},
 };
 
-const NOW: Timestamp = Timestamp(1_000_000);
-const LIFE: u64 = 168_000;
+pub(super) const NOW: Timestamp = Timestamp(1_000_000);
+pub(super) const LIFE: u64 = 168_000;
 
 /// What an operation may last at most, with room for a busy machine.
-const BOUND: Duration = Duration::from_secs(2);
+pub(super) const BOUND: Duration = Duration::from_secs(2);
 
 /// A `redis-server` on a port of its own, killed on drop.
-struct Server {
-    port: u16,
+pub(super) struct Server {
+    pub(super) port: u16,
     folder: TempDir,
-    arguments: Vec<String>,
+    pub(super) arguments: Vec<String>,
     process: Child,
 }
 
 impl Server {
-    async fn start(arguments: &[&str]) -> Self {
+    pub(super) async fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -46,7 +46,7 @@ impl Server {
         server
     }
 
-    async fn restart(&mut self) {
+    pub(super) async fn restart(&mut self) {
         self.process = spawn(self.port, self.folder.path(), &self.arguments);
         self.wait_until_up().await;
     }
@@ -59,27 +59,27 @@ impl Server {
         }
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    fn signal(&self, signal: &str) {
+    pub(super) fn signal(&self, signal: &str) {
         let mut kill = Command::new("kill");
         kill.arg(signal).arg(self.process.id().to_string());
         assert!(kill.status().unwrap().success());
     }
 
-    fn settings(&self) -> RedisSettings {
+    pub(super) fn settings(&self) -> RedisSettings {
         settings(&format!("redis://127.0.0.1:{}", self.port))
     }
 
-    fn store(&self) -> RedisStore {
+    pub(super) fn store(&self) -> RedisStore {
         RedisStore::new(self.settings()).unwrap()
     }
 
     /// Runs a command as an operator or another program would.
-    async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+    pub(super) async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut command = redis::cmd(words[0]);
@@ -106,11 +106,12 @@ fn spawn(port: u16, folder: &Path, arguments: &Vec<String>) -> Child {
         .expect("redis-server is installed")
 }
 
-fn settings(url: &str) -> RedisSettings {
+pub(super) fn settings(url: &str) -> RedisSettings {
     RedisSettings {
         url: Secret::new(url),
         password: None,
         password_file: None,
+        sentinel_password: None,
         key: "chitai_gorod_token".into(),
         cookies_key: "chitai_gorod_cookies".into(),
         ttl: Duration::from_hours(24),
@@ -121,7 +122,7 @@ fn settings(url: &str) -> RedisSettings {
 }
 
 /// A token of full life, published with the cookies of a shop's page.
-fn published(verified: bool) -> Arc<Published> {
+pub(super) fn published(verified: bool) -> Arc<Published> {
     let cookies = Cookies::from_pairs([
         ("__ddg9_", "127.0.0.1"),
         ("access-token", "stale"),
@@ -133,7 +134,17 @@ fn published(verified: bool) -> Arc<Published> {
     TokenCache::new().publish(candidate.with_clearance(clearance, true), NOW)
 }
 
-async fn timed<T>(operation: impl Future<Output = T>) -> T {
+/// Waits until the store works again: after the pause that follows on silence.
+pub(super) async fn found_again(store: &RedisStore) {
+    let again = async {
+        while timed(store.ping()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(pause::LONGEST + BOUND, again).await.unwrap();
+}
+
+pub(super) async fn timed<T>(operation: impl Future<Output = T>) -> T {
     let started = Instant::now();
     let outcome = operation.await;
     assert!(started.elapsed() < BOUND, "took {:?}", started.elapsed());
@@ -284,6 +295,7 @@ async fn a_server_that_was_down_is_found_again() {
             timed(store.ping()).await.unwrap_err();
         }
         server.restart().await;
+        found_again(&store).await;
         assert!(timed(store.load()).await.unwrap().is_none());
     }
     // A restart that went unnoticed costs no error either.
@@ -299,7 +311,7 @@ async fn a_server_that_is_down_at_first_is_found() {
     let store = server.store();
     timed(store.ping()).await.unwrap_err();
     server.restart().await;
-    timed(store.ping()).await.unwrap();
+    found_again(&store).await;
 }
 
 #[tokio::test]
@@ -318,7 +330,7 @@ async fn a_server_that_hangs_costs_a_second_and_is_found_again() {
         let (one, two) = tokio::join!(timed(store.ping()), timed(store.load()));
         assert!(one.is_err() && two.is_err());
         server.signal("-CONT");
-        timed(store.ping()).await.unwrap();
+        found_again(&store).await;
         timed(store.save(&published(true), NOW)).await.unwrap();
     }
 }
@@ -451,6 +463,54 @@ async fn a_server_without_memory_keeps_all_or_nothing() {
 }
 
 #[tokio::test]
+async fn the_database_is_the_one_of_the_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let server =
+        Server::start(&["--unixsocket", socket.to_str().unwrap(), "--bind", "127.0.0.1", "::1"])
+            .await;
+    let urls = [
+        (2, format!("redis://127.0.0.1:{}/2", server.port)),
+        (3, format!("redis://[::1]:{}/3", server.port)),
+        (4, format!("unix://{}?db=4", socket.display())),
+        (5, format!("redis://localhost:{}/5", server.port)),
+    ];
+    for (database, url) in urls {
+        let store = RedisStore::new(settings(&url)).unwrap();
+        store.save(&published(true), NOW).await.unwrap();
+        let info: String = server.command(&["INFO", "keyspace"]).await;
+        assert!(info.contains(&format!("db{database}:keys=3")), "{info}");
+    }
+}
+
+#[tokio::test]
+async fn an_acl_user_logs_in_by_the_name_in_the_url() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let server = Server::start(&["--unixsocket", socket.to_str().unwrap()]).await;
+    let user = ["ACL", "SETUSER", "side@car", "on", ">p@ss:w/rd#%", "~*", "&*", "+@all"];
+    let _: () = server.command(&user).await;
+    let _: () = server.command(&["ACL", "SETUSER", "default", "off"]).await;
+    let (address, socket) = (format!("127.0.0.1:{}", server.port), socket.display());
+    let with_password = |url: String| {
+        let mut settings = settings(&url);
+        settings.password = Some(Secret::new("p@ss:w/rd#%"));
+        settings
+    };
+    for settings in [
+        with_password(format!("redis://side%40car@{address}/1")),
+        settings(&format!("redis://side%40car:p%40ss%3Aw%2Frd%23%25@{address}/1")),
+        with_password(format!("unix://{socket}?user=side%40car&db=1")),
+        settings(&format!("unix://{socket}?user=side%40car&pass=p%40ss%3Aw%2Frd%23%25")),
+    ] {
+        RedisStore::new(settings).unwrap().ping().await.unwrap();
+    }
+    let nobody = with_password(format!("redis://nobody@{address}"));
+    let error = RedisStore::new(nobody).unwrap().ping().await.unwrap_err();
+    assert!(matches!(error, StoreError::RedisPassword), "{error}");
+}
+
+#[tokio::test]
 async fn a_unix_socket_will_do() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("redis.sock");
@@ -466,6 +526,15 @@ fn settings_that_cannot_work_are_refused_without_being_shown() {
         "hidden",
         "http://:hidden@host",
         "redis+sentinel://:hidden@host",
+        "redis+sentinel://:hidden@host/",
+        "redis+sentinel://:hidden@/service",
+        "redis+sentinel://:hidden@host,/service",
+        "redis+sentinel://:hidden@host:port/service",
+        "redis+sentinel://:hidden@host/service/db",
+        "redis+sentinel://:hid#den@host/service",
+        "redis+sentinel://host/service?pass=hidden",
+        "redis+sentinel://::1/service?pass=hidden",
+        "rediss+sentinel://:hidden@host/service#insecure",
         "redis://:hid/den@host",
         "redis://:hid#den@host",
         "redis://:hidden@host/db",
@@ -482,12 +551,12 @@ fn settings_that_cannot_work_are_refused_without_being_shown() {
 }
 
 /// An authority and a leaf signed by it, as PEM files in a folder.
-struct Certificates {
+pub(super) struct Certificates {
     folder: TempDir,
 }
 
 impl Certificates {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         let name = &mut authority.distinguished_name;
@@ -505,11 +574,11 @@ impl Certificates {
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(super) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 }
@@ -567,6 +636,35 @@ fn tls_files_must_fit_together() {
     let error = RedisStore::new(half.clone()).err();
     assert!(matches!(error, Some(StoreError::RedisTlsPair)));
     half.tls_key = Some(files.path("leaf.pem"));
-    let error = RedisStore::new(half).err();
-    assert!(matches!(error, Some(StoreError::RedisTlsContent)));
+    for url in ["rediss://host", "rediss+sentinel://host/service"] {
+        half.url = Secret::new(url);
+        let error = RedisStore::new(half.clone()).err();
+        assert!(matches!(error, Some(StoreError::RedisTlsContent)));
+    }
+    let mut plain = settings("redis+sentinel://host/service");
+    plain.tls_ca = Some(files.path("ca.pem"));
+    let error = RedisStore::new(plain).err();
+    assert!(matches!(error, Some(StoreError::RedisTlsScheme)));
+}
+
+#[test]
+fn a_file_without_a_certificate_is_refused_and_named() {
+    let files = Certificates::new();
+    for content in
+        ["", "\n", "no certificate", &fs::read_to_string(files.path("leaf.key")).unwrap()]
+    {
+        fs::write(files.path("empty.pem"), content).unwrap();
+        for scheme in ["rediss://host", "rediss+sentinel://host/service"] {
+            let mut settings = settings(scheme);
+            settings.tls_ca = Some(files.path("empty.pem"));
+            let error = RedisStore::new(settings.clone()).err().unwrap().to_string();
+            assert!(error.contains("no certificate in"), "{error}");
+            assert!(error.ends_with("empty.pem, named by REDIS_TLS_CA"), "{error}");
+            settings.tls_ca = Some(files.path("ca.pem"));
+            settings.tls_cert = Some(files.path("empty.pem"));
+            settings.tls_key = Some(files.path("leaf.key"));
+            let error = RedisStore::new(settings).err().unwrap().to_string();
+            assert!(error.ends_with("empty.pem, named by REDIS_TLS_CERT"), "{error}");
+        }
+    }
 }

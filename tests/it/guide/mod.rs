@@ -203,12 +203,19 @@ fn guides_quote_every_hint_and_its_kind() {
     let files = ["hints/mod.rs", "hints/silence.rs", "admin/status.rs"].map(source::file);
     let [hints, silence, status] = files.each_ref().map(Source::whole);
     let mut said = [hints, silence].map(|file| texts(&file.bodies_of("text"))).concat();
-    for name in
-        ["NO_TOKEN", "WALLED", "BLIND_VERIFIER", "UNVERIFIED", "REDIS_DOWN", "ENV_FILE_DOWN"]
-    {
+    for name in [
+        "NO_TOKEN",
+        "WALLED",
+        "BLIND_VERIFIER",
+        "UNVERIFIED",
+        "REDIS_DOWN",
+        "REDIS_LOCKED",
+        "REDIS_REFUSES",
+        "ENV_FILE_DOWN",
+    ] {
         said.extend(status.first_texts_after(&format!("const {name}: &str =")));
     }
-    assert_eq!(said.len(), 14, "{said:?}");
+    assert_eq!(said.len(), 16, "{said:?}");
     check_quoted(&said);
     let mut kinds = texts(&hints.bodies_of("as_str"));
     kinds.push("no_api_request");
