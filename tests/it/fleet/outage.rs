@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{Fleet, PATH, SPREAD, TOKEN_KEY, all_well};
+use crate::support::token::fingerprint;
 use crate::support::until_within;
 
 /// Kills the token and has each sidecar ask a few times; returns how long the slowest answer took.
@@ -18,14 +19,19 @@ async fn renew(fleet: &Fleet) -> Duration {
     answers.iter().map(|answer| answer.at - start).max().unwrap()
 }
 
-/// Waits until Redis and all sidecars have the same live token.
+/// Waits until Redis has a live token again, and no sidecar an older or a newer one. Those that
+/// were got within the same second are as good as each other.
 async fn agreed(fleet: &Fleet) {
     until_within(SPREAD, "all to agree", async || {
         let Some(stored) = fleet.stage.redis().get(TOKEN_KEY).await else { return false };
-        let expected = crate::support::token::fingerprint(&stored);
         let statuses = join_all(fleet.members.iter().map(|member| member.sidecar.status())).await;
+        let all = |field: &str| -> Vec<String> {
+            statuses.iter().map(|status| status["token"][field].to_string()).collect()
+        };
+        let issued = all("issued_at");
         fleet.stage.tokens.authorizes(&format!("Bearer {stored}"))
-            && statuses.iter().all(|status| status["token"]["fingerprint"] == expected.as_str())
+            && all("fingerprint").contains(&format!("\"{}\"", fingerprint(&stored)))
+            && issued.iter().all(|at| *at == issued[0])
     })
     .await;
 }
