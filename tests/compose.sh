@@ -33,6 +33,7 @@ checks=(
   it_starts_without_its_neighbours
   a_password_of_ones_own_may_have_any_characters
   three_sidecars_share_one_volume
+  three_sidecars_solve_once
   both_systems_share_their_keys
 )
 
@@ -400,6 +401,34 @@ for address in socket.gethostbyname_ex("token-sidecar")[2]:
     answer = requests.get("https://web-agr.chitai-gorod.ru/web/api/v2/x", proxies={"https": f"http://{address}:8080"}, timeout=30)
     print(answer.status_code)' | tr '\n' ' ' | sed 's/ $//')"
   docker compose up -d --scale token-sidecar=1 2>/dev/null
+}
+
+three_sidecars_solve_once() {
+  step "three sidecars, whose token dies for all of them at once"
+  docker compose up -d --wait --scale token-sidecar=3 2>/dev/null
+  eventually 60 all_three_have_the_token_of_redis
+  local pages sign_ins
+  pages=$(stat_of pages) sign_ins=$(stat_of sign_ins)
+  shop POST '/revoke?after=0' >/dev/null
+  is "answers" "30 of 3 sidecars: 200" "$(docker compose --profile example run --rm --no-deps -T parser python3 -c 'import socket, requests
+from concurrent.futures import ThreadPoolExecutor
+addresses = socket.gethostbyname_ex("token-sidecar")[2]
+def ask(address):
+    return requests.get("https://web-agr.chitai-gorod.ru/web/api/v2/x", proxies={"https": f"http://{address}:8080"}, timeout=60).status_code
+with ThreadPoolExecutor(30) as threads:
+    codes = list(threads.map(ask, addresses * 10))
+print(len(codes), "of", len(addresses), "sidecars:", *sorted(set(codes)))')"
+  eventually 60 all_three_have_the_token_of_redis
+  is "pages solved for all of them" $((pages + 1)) "$(stat_of pages)"
+  is "sign-ins beside that" "$sign_ins" "$(stat_of sign_ins)"
+  docker compose up -d --scale token-sidecar=1 2>/dev/null
+}
+all_three_have_the_token_of_redis() {
+  local number in_redis
+  in_redis=$(redis GET chitai_gorod_token | tr -d '\n' | sha256sum | cut -c1-8)
+  for number in 1 2 3; do
+    [ "$(docker compose exec -T --index $number token-sidecar token-sidecar token | awk '$1 == "fingerprint" { print $2; exit }')" = "$in_redis" ] || return 1
+  done
 }
 
 a_parser_of_another_project_joins() {

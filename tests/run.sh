@@ -5,10 +5,12 @@
 #   tests/run.sh --no-install    installs nothing; tests whose tools are missing are skipped and say so
 #   tests/run.sh --install-only  installs, runs nothing
 #   tests/run.sh -- refusal      the rest goes to the test binaries: a filter, --nocapture, …
-#   tests/run.sh -- --ignored --skip soak       the slow ones: old clients at their full time-outs
+#   tests/run.sh -- --ignored --skip soak --skip fleet  the slow ones: old clients at their full time-outs
 #   tests/run.sh -- --ignored --nocapture soak::parsers  for SOAK_SECONDS (900), token lives of SOAK_DEATH_SECONDS (60)
 #   tests/run.sh -- --ignored --nocapture soak::faults   half an hour (SOAK_SECONDS) at SOAK_RATE (200) requests a second,
 #                                                        a token's death a minute, something broken every ten seconds
+#   tests/run.sh -- --ignored --nocapture fleet          twenty sidecars on one Redis, and what FLEET_SIZE (1000) cost it,
+#                                                        watched for FLEET_REST_SECONDS (60) at rest
 #   DIFFERENTIAL_STREAMS=20000 tests/run.sh -- --nocapture differential  damaged requests, more than the usual 1500
 #
 # Needed: redis-server, nginx, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl

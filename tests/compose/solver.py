@@ -48,6 +48,8 @@ class FlareSolverr(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         command = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         began = int(time.time() * 1000)
+        # A browser takes longer still; solves that were to overlap shall be seen to.
+        time.sleep(1)
         try:
             solution = {"url": command["url"], "status": 200, "cookies": cookies_of(command["url"])}
         except (OSError, http.client.HTTPException) as error:

@@ -25,6 +25,7 @@ mod egress;
 mod expect;
 mod faults;
 mod fidelity;
+mod fleet;
 mod gate;
 mod guide;
 mod herd;

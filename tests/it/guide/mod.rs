@@ -1,6 +1,7 @@
 //! The guide says what the program says: each message, metric, code and hint that it quotes is in
 //! the program, and each that is in the program, it quotes. Both languages say the same.
 
+mod fleet;
 mod markdown;
 mod source;
 
@@ -36,7 +37,7 @@ fn guides() -> [Document; 2] {
 /// Chapter `number` of the guide.
 fn chapter(guide: &Document, number: usize) -> Chapter<'_> {
     let mut chapters = guide.chapters();
-    assert_eq!(chapters.len(), 6, "{}", guide.name);
+    assert_eq!(chapters.len(), 7, "{}", guide.name);
     chapters.swap_remove(number)
 }
 

@@ -1,6 +1,10 @@
 //! Parsers: every way into the sidecar, on raw sockets.
 
 use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
 
 use super::World;
 use super::certificates::{connector, handshake};
@@ -158,6 +162,18 @@ impl Session {
     pub(crate) async fn get(&mut self, path: &str) -> Response {
         self.call(&Request::get(path)).await
     }
+}
+
+/// One GET in absolute form at the proxy port `proxy`, on a connection of its own, which is given
+/// `patience` once it stands.
+pub(crate) async fn get_at(
+    proxy: SocketAddr,
+    patience: Duration,
+    path: &str,
+) -> io::Result<Response> {
+    let mut wire = Wire::new(TcpStream::connect(proxy).await?);
+    wire.try_send(Request::get(path).bytes(Way::AbsoluteHttp)).await?;
+    wire.try_response_within(patience, "GET").await
 }
 
 impl World {

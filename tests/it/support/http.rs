@@ -328,6 +328,15 @@ impl Wire {
 
     /// The answer to a `method` request, if the connection lets it come whole.
     pub(crate) async fn try_response(&mut self, method: &str) -> io::Result<Response> {
+        self.try_response_within(PATIENCE, method).await
+    }
+
+    /// The same with a time of its own.
+    pub(crate) async fn try_response_within(
+        &mut self,
+        patience: Duration,
+        method: &str,
+    ) -> io::Result<Response> {
         let read = async {
             let (head, interim) = self.response_head().await?;
             let framing = Framing::of_response(&head, method);
@@ -335,7 +344,7 @@ impl Wire {
             let status = head.word(1).parse().map_err(|_| io::ErrorKind::InvalidData)?;
             Ok(Response { status, head, body: bytes, trailers, interim, framing })
         };
-        tokio::time::timeout(PATIENCE, read).await.map_err(|_| io::ErrorKind::TimedOut)?
+        tokio::time::timeout(patience, read).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
     /// The answer to a `method` request.

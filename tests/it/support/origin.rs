@@ -220,6 +220,11 @@ impl Origin {
         Self::listen(tokens, Some(tls), false).await
     }
 
+    /// The shop without TLS.
+    pub(crate) async fn start_plain(tokens: Tokens) -> Self {
+        Self::listen(tokens, None, false).await
+    }
+
     /// Some other host: plain HTTP or TLS, and no token is asked for.
     pub(crate) async fn start_other(tls: Option<TlsAcceptor>) -> Self {
         Self::listen(Tokens::default(), tls, true).await

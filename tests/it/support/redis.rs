@@ -1,5 +1,6 @@
 //! A real `redis-server` on a free port, without persistence.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -44,6 +45,10 @@ impl Redis {
     /// Where it is or, for a test of its absence, was.
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     /// Ends it at once.
@@ -192,6 +197,27 @@ impl Redis {
             contents.push((key, value));
         }
         contents
+    }
+
+    /// The number after `field:` in `INFO section`.
+    pub(crate) async fn info(&self, section: &str, field: &str) -> u64 {
+        let mut connection = self.connect().await.unwrap();
+        let text: String =
+            redis::cmd("INFO").arg(section).query_async(&mut connection).await.unwrap();
+        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap_or_else(|| panic!("no {field} in {text}")).parse().unwrap()
+    }
+
+    /// Calls of each command so far.
+    pub(crate) async fn calls(&self) -> BTreeMap<String, u64> {
+        let mut connection = self.connect().await.unwrap();
+        let text: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
+        let calls = |line: &str| {
+            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+        };
+        text.lines().filter_map(calls).collect()
     }
 
     /// Seconds that `key` has left.

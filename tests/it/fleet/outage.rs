@@ -1,0 +1,94 @@
+//! Redis comes and goes; the fleet's traffic does not notice, and is of one mind again afterwards.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::{Fleet, PATH, SPREAD, TOKEN_KEY, all_well};
+use crate::support::token::fingerprint;
+use crate::support::until_within;
+
+/// Kills the token and has each sidecar ask a few times; returns how long the slowest answer took.
+async fn renew(fleet: &Fleet) -> Duration {
+    let start = Instant::now();
+    fleet.kill_token();
+    let asked = fleet.members.iter().flat_map(|member| (0..5).map(|_| member.get(PATH)));
+    let answers = join_all(asked).await;
+    all_well(&answers);
+    answers.iter().map(|answer| answer.at - start).max().unwrap()
+}
+
+/// Waits until Redis has a live token again, and no sidecar an older or a newer one. Those that
+/// were got within the same second are as good as each other.
+async fn agreed(fleet: &Fleet) {
+    until_within(SPREAD, "all to agree", async || {
+        let Some(stored) = fleet.stage.redis().get(TOKEN_KEY).await else { return false };
+        let statuses = join_all(fleet.members.iter().map(|member| member.sidecar.status())).await;
+        let all = |field: &str| -> Vec<String> {
+            statuses.iter().map(|status| status["token"][field].to_string()).collect()
+        };
+        let issued = all("issued_at");
+        fleet.stage.tokens.authorizes(&format!("Bearer {stored}"))
+            && all("fingerprint").contains(&format!("\"{}\"", fingerprint(&stored)))
+            && issued.iter().all(|at| *at == issued[0])
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn redis_killed_and_back_empty() {
+    let mut fleet = Fleet::start(3).await;
+    let history = fleet.watch();
+    renew(&fleet).await;
+    assert_eq!(fleet.solves(), 1);
+    fleet.stage.redis_mut().kill();
+    let slowest = renew(&fleet).await;
+    assert!(slowest < Duration::from_secs(6), "{slowest:?}");
+    assert!(fleet.solves() <= 4, "each by itself, once: {}", fleet.solves());
+    fleet.stage.redis_mut().restart().await;
+    agreed(&fleet).await;
+    let before = fleet.solves();
+    renew(&fleet).await;
+    assert_eq!(fleet.solves(), before + 1, "one for all again");
+    history.check();
+}
+
+#[tokio::test]
+async fn redis_frozen_and_thawed() {
+    let fleet = Fleet::start(3).await;
+    let history = fleet.watch();
+    renew(&fleet).await;
+    fleet.stage.redis().freeze();
+    let slowest = renew(&fleet).await;
+    assert!(slowest < Duration::from_secs(6), "{slowest:?}");
+    assert!(fleet.solves() <= 4, "each by itself, once: {}", fleet.solves());
+    fleet.stage.redis().thaw();
+    agreed(&fleet).await;
+    let before = fleet.solves();
+    renew(&fleet).await;
+    assert_eq!(fleet.solves(), before + 1, "one for all again");
+    history.check();
+}
+
+#[tokio::test]
+async fn redis_down_renews_alone_once_and_then_backs_off() {
+    let mut fleet = Fleet::start(2).await;
+    fleet.stage.redis_mut().kill();
+    renew(&fleet).await;
+    let alone = fleet.solves();
+    assert!(alone <= 2, "{alone}");
+    // A second death within five minutes: a solve by oneself is refused, and that is said.
+    fleet.kill_token();
+    let answers = join_all(fleet.members.iter().map(|member| member.get(PATH))).await;
+    for answer in &answers {
+        assert_eq!(answer.status(), 401, "{:?}", answer.response);
+        assert!(answer.response.as_ref().unwrap().value("retry-after").is_some());
+    }
+    assert_eq!(fleet.solves(), alone);
+    // With Redis back it is renewed again, without the five minutes.
+    fleet.stage.redis_mut().restart().await;
+    until_within(SPREAD, "a renewal", async || fleet.members[0].get(PATH).await.status() == 200)
+        .await;
+    agreed(&fleet).await;
+}
