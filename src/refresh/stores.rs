@@ -55,6 +55,8 @@ pub(super) struct Stores {
     lost: Notify,
     /// The stored value that ours is to replace, whatever it is.
     seen: Mutex<Option<ValueId>>,
+    /// The generation that was asked about since others say it is refused.
+    doubted: AtomicU64,
     /// A foreign value that the env file's token was preferred to at start.
     passed_over: Mutex<Option<ValueId>>,
     /// The number of the last refusal in Redis that is known here.
@@ -93,6 +95,7 @@ impl Stores {
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
             seen: Mutex::default(),
+            doubted: AtomicU64::new(0),
             passed_over: Mutex::default(),
             last_denial: AtomicU64::new(0),
             walled: Mutex::default(),
@@ -509,8 +512,22 @@ impl Refresher {
                 continue;
             }
             if let Ok(entrance) = self.look_into_redis().await {
-                self.consider(&entrance, false).await;
+                let (_, adopted) = self.consider(&entrance, false).await;
+                if adopted.is_none() {
+                    self.doubt_ours().await;
+                }
             }
+        }
+    }
+
+    /// Another sidecar has seen our token refused: asks about it, once. So the
+    /// fleet stands ready to solve for one that cannot, without traffic too.
+    async fn doubt_ours(&self) {
+        let heard = |ours: &Arc<Published>| self.is_denied(&ours.token);
+        let Some(ours) = self.usable().filter(heard) else { return };
+        let asked_about = self.stores.doubted.swap(ours.generation.0, Ordering::Relaxed);
+        if asked_about != ours.generation.0 {
+            self.examine(&ours.candidate()).await;
         }
     }
 
