@@ -37,7 +37,7 @@ use super::watch::{Answering, Watch, Watches};
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::hints::{self, Hint, LocalHost};
-use crate::metrics::{Route, Shard};
+use crate::metrics::{Limit, Route, Shard};
 use crate::net::{Client, DialError, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 
 /// How long a client that has only just come when the drain begins may take for
@@ -272,8 +272,7 @@ impl Service {
             ended = self.until_drained(connection, &turns.watch) => if let Err(error) = ended {
                 debug!(%error, "client connection ended");
             },
-            limit = turns.watch.expired() => {
-                self.proxy.metrics.limited(limit);
+            limit = self.limit_met(&turns.watch) => {
                 debug!(
                     client.addr = %client,
                     limit = limit.as_str(),
@@ -282,6 +281,14 @@ impl Service {
                 );
             }
         }
+    }
+
+    /// Ends when the connection is beyond a bound, says which, and has counted
+    /// it: before the client sees the connection end.
+    async fn limit_met(&self, watch: &Watch) -> Limit {
+        let limit = watch.expired().await;
+        self.proxy.metrics.limited(limit);
+        limit
     }
 
     /// Serves `connection` to its end, in order when the drain begins.
