@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
+use crate::bounds::limited;
 use crate::routes::check_is_made_here;
 use crate::support::certificates::TestCa;
 use crate::support::client::{API, Request, Way};
@@ -108,6 +109,42 @@ async fn request_that_a_connection_took_is_not_sent_again() {
         world.call(Way::AbsoluteHttp, &Request::post("/web/api/v2/reset", "order")).await;
     assert_eq!(response.status, 502, "{response:?}");
     assert_eq!(world.origin.requests_for("/web/api/v2/reset").len(), 1);
+}
+
+#[tokio::test]
+async fn get_whose_pooled_connection_the_shop_was_closing_is_sent_once_more() {
+    let world = World::with(&[("WORKERS", "1")]).await;
+    for method in ["GET", "HEAD", "OPTIONS"] {
+        let before = world.origin.requests_for("/web/api/v2/tired").len();
+        for way in Way::ALL {
+            assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+            let response = world.call(way, &Request::new(method, "/web/api/v2/tired")).await;
+            assert_eq!(response.status, 200, "{method} {way:?}: {response:?}");
+        }
+        let seen = world.origin.requests_for("/web/api/v2/tired").len() - before;
+        assert_eq!(seen, 2 * Way::ALL.len(), "{method}");
+    }
+    for method in ["POST", "DELETE", "GET"] {
+        let target = format!("/web/api/v2/tired?{method}");
+        assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+        let response = world.call(Way::Gateway, &Request::new(method, &target).body("x")).await;
+        let seen = (response.status, response.code());
+        assert_eq!(seen, (502, "upstream_protocol".into()), "{response:?}");
+        assert_eq!(world.origin.requests_for(&target).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn get_that_breaks_a_fresh_connection_too_is_sent_twice_at_most() {
+    let world = World::with(&[("WORKERS", "1")]).await;
+    for number in 0..3 {
+        let target = format!("/web/api/v2/reset?{number}");
+        assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+        assert_eq!(world.get(&target).await.status, 502);
+        assert_eq!(world.origin.requests_for(&target).len(), 2, "{number}");
+        assert_eq!(world.get(&target).await.status, 502);
+        assert_eq!(world.origin.requests_for(&target).len(), 3, "by a fresh connection: once");
+    }
 }
 
 #[tokio::test]
@@ -392,4 +429,13 @@ async fn queue_that_does_not_move_is_a_503_of_its_own() {
     };
     assert_eq!((response.status, response.code().as_str()), (503, "too_many_connections"));
     assert_eq!(response.head.value("retry-after"), Some("1"));
+    let counted = limited(&world, "upstream_connections").await;
+    assert!((counted - 1.0).abs() < 0.5, "{counted}");
+    drop(slow);
+    until("the connection to be free", async || {
+        world.sidecar.metric("sidecar_upstream_connections", &["active"]).await < 0.5
+    })
+    .await;
+    assert_eq!(world.get("/web/api/v2/x").await.status, 200);
+    assert!((limited(&world, "upstream_connections").await - 1.0).abs() < 0.5);
 }
