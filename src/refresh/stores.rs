@@ -345,8 +345,13 @@ impl Refresher {
             return;
         };
         let mut notices = redis.notices();
+        let mut is_first = true;
         loop {
-            let _ = timeout(POLL, notices.changed()).await;
+            let is_told = timeout(POLL, notices.changed()).await.is_ok();
+            // The start has read Redis by itself, unless it could not.
+            if std::mem::take(&mut is_first) && is_told && self.stores.redis_error().is_none() {
+                continue;
+            }
             if let Ok(stored) = self.stores.load_redis().await {
                 self.consider(stored, false).await;
             }
