@@ -32,8 +32,6 @@ use crate::token::{
 
 /// What a look into a store may take.
 const LOOK: Duration = Duration::from_secs(1);
-/// The same where Redis was down a moment ago and somebody waits.
-const GLIMPSE: Duration = Duration::from_millis(250);
 /// From one look into Redis to the next: a value set by hand counts within 30 s.
 const POLL: Duration = Duration::from_secs(10);
 /// Pauses between tries to write to Redis.
@@ -125,17 +123,17 @@ impl Stores {
     /// Asks Redis what it holds and whose turn it is.
     pub(super) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        let in_haste = request.wish != Wish::None && self.redis_error().is_some();
-        let limit = if in_haste { GLIMPSE } else { LOOK };
         let last_denial = self.last_denial.load(Ordering::Relaxed);
-        let entered = timeout(limit, redis.enter(request, last_denial)).await;
+        let entered = timeout(LOOK, redis.enter(request, last_denial)).await;
         let entered = entered.unwrap_or(Err(StoreError::RedisTimeout));
-        let access = match &entered {
-            // What only reads is not refused to whoever may look.
-            Err(StoreError::RedisRefused { .. }) if request.wish != Wish::None => Access::Writing,
-            _ => Access::Reading,
+        let entrance = match entered {
+            // It can be read, but gives no lease: the commit that follows tells why.
+            Err(StoreError::RedisRefused { code }) if request.wish != Wish::None => {
+                debug!(code, "redis gives no lease");
+                None
+            }
+            entered => self.note_redis(Access::Reading, entered),
         };
-        let entrance = self.note_redis(access, entered);
         // What comes back after a failure may be another server.
         let last_denial = entrance.as_ref().map_or(0, |entrance| entrance.denials.last);
         self.last_denial.store(last_denial, Ordering::Relaxed);
