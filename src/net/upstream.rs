@@ -374,6 +374,13 @@ where
         })
     }
 
+    /// The rest is not asked for until later; that is not the client's doing.
+    pub fn set_aside(&self) {
+        if let Some(place) = &self.place {
+            place.seat.settle();
+        }
+    }
+
     /// The place of a connection that has become another protocol's.
     #[must_use]
     pub fn into_place(self) -> Option<Place<B>> {

@@ -265,9 +265,10 @@ impl Accept {
                 },
             }
         }
-        // From now on the peers keep what they would have handed over.
+        // From now on the peers keep what they would have handed over. One that is
+        // just handing a connection over is waited for.
         self.inbox.close();
-        while let Ok(handover) = self.inbox.try_recv() {
+        while let Some(handover) = self.inbox.recv().await {
             take_over(handover, &serve);
         }
         for (door, listener) in listeners {
@@ -440,7 +441,7 @@ impl Gate {
             return Err(Turned::Stranger);
         }
         let admitted = Admitted::count(self, ip);
-        let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
+        let Admitted { open, of_client, .. } = admitted;
         let refusals = &self.limits.refusals;
         let (exceeded, refusal) = if is_of_reserve(stream) {
             let _ = self.shortage.met("the last file descriptors are for the clients that are in");
@@ -484,17 +485,19 @@ async fn part(mut stream: TcpStream, refusal: &[u8]) -> io::Result<()> {
 pub struct Admitted {
     gate: Arc<Gate>,
     ip: IpAddr,
+    /// How many there were with it, in all and of its address.
+    open: usize,
     of_client: usize,
     worker: Option<(Arc<[Peer]>, usize)>,
 }
 
 impl Admitted {
     fn count(gate: &Arc<Gate>, ip: IpAddr) -> Self {
-        gate.open.fetch_add(1, Ordering::Relaxed);
+        let open = gate.open.fetch_add(1, Ordering::Relaxed) + 1;
         let mut by_address = gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = by_address.entry(ip).or_default();
         *of_client += 1;
-        Self { of_client: *of_client, gate: Arc::clone(gate), ip, worker: None }
+        Self { open, of_client: *of_client, gate: Arc::clone(gate), ip, worker: None }
     }
 
     fn settle(&mut self, peers: Arc<[Peer]>, index: usize) {

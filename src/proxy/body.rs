@@ -112,6 +112,9 @@ impl KeptBody {
         }
         kept.start = start.freeze();
         kept.rest = (!room).then_some(body);
+        if let Some(rest) = &kept.rest {
+            rest.set_aside();
+        }
         kept
     }
 }

@@ -221,7 +221,8 @@ async fn shop_that_takes_no_connection_is_given_up_after_the_connect_timeout() {
     stage.set("TOKEN_SOURCES", "flaresolverr");
     let world = stage.launch().await;
     let response = world.get("/web/api/v2/x").await;
-    assert!([502, 504].contains(&response.status), "{response:?}");
+    assert_eq!((response.status, response.code()), (502, "upstream_unreachable".into()));
+    assert!(response.value("proxy-status").unwrap().contains("connection_timeout"), "{response:?}");
     check_is_made_here(&response);
 }
 
