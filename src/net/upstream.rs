@@ -145,10 +145,12 @@ where
         &self.key
     }
 
-    /// Whether most of the origin's connections are in use.
+    /// Whether half of the origin's connections are in use, or would be with one
+    /// more.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.permits.available_permits() * 2 < self.capacity
+        let left = self.permits.available_permits().saturating_sub(1);
+        left * 2 < self.capacity
     }
 
     /// A place among the origin's connections; waits for one in order, as long

@@ -28,6 +28,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipnet::IpNet;
 use rustix::io::Errno;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
@@ -45,6 +47,11 @@ use crate::metrics::{Limit, Metrics};
 /// Pause after a failed `accept`: out of descriptors, mostly; let some close.
 /// Meanwhile clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes that the system takes for a client beyond what is on its way. In less
+/// than a network's round trip it asks for more.
+#[cfg(target_os = "linux")]
+const MOST_UNSENT: u32 = 128 * 1024;
 
 /// Time for a client that is turned away to read why and to close.
 const PARTING: Duration = Duration::from_secs(1);
@@ -222,8 +229,7 @@ fn run_worker<S, F>(
     LocalSet::new().block_on(&runtime, async move {
         let serve = make(&worker);
         let serve = |client: Client| {
-            // Small writes must not wait for acknowledgements; failure costs only speed.
-            let _ = client.stream.set_nodelay(true);
+            prepare(&client.stream);
             tokio::task::spawn_local(worker.tasks.track_future(serve(client)));
         };
         if let Err(error) = accept.run(&worker, serve).await {
@@ -329,6 +335,15 @@ impl Accept {
             Err(error) => debug!(%error, "connection lost in hand-over"),
         }
     }
+}
+
+/// Lets small writes not wait for acknowledgements, and the system take little more
+/// than it can send, so that a client which takes its answer steadily is seen to.
+/// Failure costs only speed.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT);
 }
 
 /// The same sockets for one more worker.

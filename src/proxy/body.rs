@@ -119,6 +119,13 @@ impl KeptBody {
     }
 }
 
+impl KeptBody {
+    /// What the upstream broke it off with, if it did.
+    pub(super) fn take_failure(&mut self) -> Option<hyper::Error> {
+        self.failed.take()
+    }
+}
+
 impl Body for KeptBody {
     type Data = Bytes;
     type Error = hyper::Error;

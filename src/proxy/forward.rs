@@ -121,7 +121,8 @@ fn count_hop(parts: &mut Parts) -> Result<Option<Answer>, ProxyError> {
     let Some(value) = parts.headers.get_mut(MAX_FORWARDS) else {
         return Ok(None);
     };
-    match value.to_str().ok().and_then(|hops| hops.parse::<u64>().ok()) {
+    let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
+    match value.to_str().ok().filter(|_| digits).and_then(|hops| hops.parse::<u64>().ok()) {
         Some(0) if parts.method == Method::TRACE => return Err(ProxyError::TraceEndsHere),
         Some(0) => return Ok(Some(options_of_this_hop())),
         Some(hops) => *value = HeaderValue::from(hops - 1),
@@ -246,8 +247,11 @@ impl Exchange<'_> {
             (refused, proxy.refresher.refused(refusal).await)
         };
         let held = proxy.hold(&mut self.deadline, wait).await;
-        let (refused, verdict) =
+        let (mut refused, verdict) =
             held.inspect_err(|_| proxy.metrics.replay(ReplayOutcome::Failed))?;
+        if !matches!(verdict, Verdict::Replay(_)) {
+            refused.check_whole()?;
+        }
         match verdict {
             // The body may have gone on, and outgrown its limit, meanwhile.
             Verdict::Replay(_) if !self.body.is_replayable() => Ok(self.not_replayable(refused)),
@@ -464,6 +468,17 @@ impl Refused {
         let (parts, body) = answer.into_parts();
         let body = KeptBody::read(body, KEPT_ANSWER, &proxy.memory).await;
         Self { parts, body: AnswerBody::Kept(body) }
+    }
+
+    /// Fails where the upstream has broken off the body, while that can still be
+    /// told.
+    fn check_whole(&mut self) -> Result<(), ProxyError> {
+        match &mut self.body {
+            AnswerBody::Kept(kept) => {
+                kept.take_failure().map_or(Ok(()), |error| Err(ProxyError::Protocol(error)))
+            }
+            AnswerBody::Streaming(_) | AnswerBody::Made(_) => Ok(()),
+        }
     }
 
     fn unread(answer: Response<UpstreamBody>) -> Self {

@@ -404,7 +404,9 @@ async fn personal_request_passes_while_there_is_no_token_at_all() {
 
 #[tokio::test]
 async fn queue_that_does_not_move_is_a_503_of_its_own() {
-    let world = World::with(&[("UPSTREAM_CONNECTIONS", "1"), ("UPSTREAM_TIMEOUT", "1s")]).await;
+    let variables =
+        [("UPSTREAM_CONNECTIONS", "1"), ("UPSTREAM_TIMEOUT", "1s"), ("REPLAY_BODY_LIMIT", "999")];
+    let world = World::with(&variables).await;
     let mut slow = world.wire().await;
     let head = format!(
         "POST http://{API}/web/api/v2/slow-upload HTTP/1.1\r\nHost: {API}\r\nContent-Length: 1000\r\n\r\n"
