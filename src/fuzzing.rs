@@ -200,6 +200,12 @@ impl Replaying {
     pub fn is_replayable(&self) -> bool {
         self.0.is_replayable()
     }
+
+    /// Whether the client was asked for nothing yet.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        self.0.is_untouched()
+    }
 }
 
 /// Whether `bytes` of `memory` are free.

@@ -492,7 +492,10 @@ impl Access {
     /// Reads the section.
     fn from_env(env: &Env) -> Result<Self, ConfigError> {
         let proxy_auth = env.verbatim("PROXY_AUTH");
-        if proxy_auth.is_some_and(|pair| !pair.contains(':')) {
+        let is_pair = |pair: &str| {
+            pair.split_once(':').is_some_and(|(user, password)| ![user, password].contains(&""))
+        };
+        if proxy_auth.is_some_and(|pair| !is_pair(pair)) {
             return Err(ConfigError::new("PROXY_AUTH", "expected user:password"));
         }
         Ok(Self {
@@ -548,6 +551,15 @@ mod tests {
         ]);
         let sources = config.unwrap().refresh.sources;
         assert_eq!(sources, [SourceKind::Direct, SourceKind::FlareSolverr]);
+    }
+
+    #[test]
+    fn credentials_that_nobody_can_present_are_an_error() {
+        for pair in ["user", "user:", ":word"] {
+            let error = read(&[("PROXY_AUTH", pair)]).unwrap_err().to_string();
+            assert!(error.contains("PROXY_AUTH"), "{error}");
+        }
+        read(&[("PROXY_AUTH", "user: :")]).unwrap();
     }
 
     #[test]

@@ -50,9 +50,20 @@ impl Pace {
         self.behind.set(self.behind.get().saturating_sub(due));
     }
 
+    /// The client has nothing to do for now, and owes nothing of what it did.
+    fn settle(&self) {
+        self.waiting_since.set(None);
+        self.behind.set(Duration::ZERO);
+    }
+
     fn behind(&self) -> Duration {
         let waiting = self.waiting_since.get().map(|since| since.elapsed()).unwrap_or_default();
         self.behind.get() + waiting
+    }
+
+    /// Whether the exchange waits for a client that is too far behind.
+    fn is_lost(&self) -> bool {
+        self.waiting_since.get().is_some() && self.behind() > PATIENCE
     }
 }
 
@@ -128,6 +139,11 @@ impl Seat {
         self.pace.moved(bytes);
     }
 
+    /// The exchange does not wait for the client, whatever was before.
+    pub(super) fn settle(&self) {
+        self.pace.settle();
+    }
+
     fn give_away(&self) -> Limit {
         if let Some(connection) = self.connection.take() {
             connection.abort();
@@ -137,7 +153,7 @@ impl Seat {
     }
 }
 
-/// Exchanges of one origin that have waited for their clients.
+/// Exchanges of one origin that have waited for their clients at some time.
 #[derive(Default)]
 pub(super) struct Slow(RefCell<Vec<Weak<Seat>>>);
 
@@ -150,14 +166,13 @@ impl Slow {
         seats.push(Rc::downgrade(seat));
     }
 
-    /// Ends the exchange whose client is the slowest, if one is too slow, and says
-    /// what it ran into.
+    /// Of the exchanges that wait for a client which is too slow, ends that of the
+    /// slowest, and says what it ran into.
     pub(super) fn end_slowest(&self) -> Option<Limit> {
         let seats = self.0.borrow();
         let seats = seats.iter().filter_map(Weak::upgrade);
-        let behind = seats.filter(|seat| !seat.is_given_away());
-        let slowest = behind.max_by_key(|seat| seat.pace.behind())?;
-        (slowest.pace.behind() > PATIENCE).then(|| slowest.give_away())
+        let lost = seats.filter(|seat| seat.pace.is_lost() && !seat.is_given_away());
+        lost.max_by_key(|seat| seat.pace.behind()).map(|slowest| slowest.give_away())
     }
 }
 
@@ -182,6 +197,7 @@ impl<B> Drop for Seated<B> {
         // hyper drops it when it is out, and when its connection has ended.
         if let Some(seat) = &self.seat {
             seat.sending.set(false);
+            seat.settle();
         }
     }
 }
@@ -222,6 +238,7 @@ pub(super) fn data_length(frame: &Frame<Bytes>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::Full;
     use tokio::time::advance;
 
     use super::*;
@@ -252,8 +269,27 @@ mod tests {
         let slow = Rc::default();
         let seat = seat(&slow);
         seat.clients_turn();
+        advance(SECOND * 100).await;
         seat.moved(1);
         advance(SECOND * 100).await;
+        assert_eq!(slow.end_slowest(), None, "it has gone on, late as it was");
+        seat.clients_turn();
+        assert_eq!(slow.end_slowest(), Some(Limit::AnswerStall));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn body_that_is_out_leaves_nothing_behind() {
+        let slow = Rc::default();
+        let seat = seat(&slow);
+        let body = Seated::new(Full::new(Bytes::from("body")), &seat);
+        seat.clients_turn();
+        advance(SECOND * 100).await;
+        seat.moved(4);
+        assert!(seat.is_sending());
+        drop(body);
+        assert!(!seat.is_sending());
+        seat.clients_turn();
+        advance(SECOND * 9).await;
         assert_eq!(slow.end_slowest(), None);
     }
 

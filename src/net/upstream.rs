@@ -145,10 +145,12 @@ where
         &self.key
     }
 
-    /// Whether most of the origin's connections are in use.
+    /// Whether half of the origin's connections are in use, or would be with one
+    /// more.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
-        self.permits.available_permits() * 2 < self.capacity
+        let left = self.permits.available_permits().saturating_sub(1);
+        left * 2 < self.capacity
     }
 
     /// A place among the origin's connections; waits for one in order, as long
@@ -372,6 +374,13 @@ where
             }
             pooled
         })
+    }
+
+    /// The rest is not asked for until later; that is not the client's doing.
+    pub fn set_aside(&self) {
+        if let Some(place) = &self.place {
+            place.seat.settle();
+        }
     }
 
     /// The place of a connection that has become another protocol's.

@@ -28,6 +28,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipnet::IpNet;
 use rustix::io::Errno;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime;
@@ -45,6 +47,11 @@ use crate::metrics::{Limit, Metrics};
 /// Pause after a failed `accept`: out of descriptors, mostly; let some close.
 /// Meanwhile clients wait in the listener's queue.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Bytes that the system takes for a client beyond what is on its way. In less
+/// than a network's round trip it asks for more.
+#[cfg(target_os = "linux")]
+const MOST_UNSENT: u32 = 128 * 1024;
 
 /// Time for a client that is turned away to read why and to close.
 const PARTING: Duration = Duration::from_secs(1);
@@ -222,8 +229,7 @@ fn run_worker<S, F>(
     LocalSet::new().block_on(&runtime, async move {
         let serve = make(&worker);
         let serve = |client: Client| {
-            // Small writes must not wait for acknowledgements; failure costs only speed.
-            let _ = client.stream.set_nodelay(true);
+            prepare(&client.stream);
             tokio::task::spawn_local(worker.tasks.track_future(serve(client)));
         };
         if let Err(error) = accept.run(&worker, serve).await {
@@ -265,9 +271,10 @@ impl Accept {
                 },
             }
         }
-        // From now on the peers keep what they would have handed over.
+        // From now on the peers keep what they would have handed over. One that is
+        // just handing a connection over is waited for.
         self.inbox.close();
-        while let Ok(handover) = self.inbox.try_recv() {
+        while let Some(handover) = self.inbox.recv().await {
             take_over(handover, &serve);
         }
         for (door, listener) in listeners {
@@ -328,6 +335,15 @@ impl Accept {
             Err(error) => debug!(%error, "connection lost in hand-over"),
         }
     }
+}
+
+/// Lets small writes not wait for acknowledgements, and the system take little more
+/// than it can send, so that a client which takes its answer steadily is seen to.
+/// Failure costs only speed.
+fn prepare(stream: &TcpStream) {
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(MOST_UNSENT);
 }
 
 /// The same sockets for one more worker.
@@ -440,7 +456,7 @@ impl Gate {
             return Err(Turned::Stranger);
         }
         let admitted = Admitted::count(self, ip);
-        let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
+        let Admitted { open, of_client, .. } = admitted;
         let refusals = &self.limits.refusals;
         let (exceeded, refusal) = if is_of_reserve(stream) {
             let _ = self.shortage.met("the last file descriptors are for the clients that are in");
@@ -484,17 +500,19 @@ async fn part(mut stream: TcpStream, refusal: &[u8]) -> io::Result<()> {
 pub struct Admitted {
     gate: Arc<Gate>,
     ip: IpAddr,
+    /// How many there were with it, in all and of its address.
+    open: usize,
     of_client: usize,
     worker: Option<(Arc<[Peer]>, usize)>,
 }
 
 impl Admitted {
     fn count(gate: &Arc<Gate>, ip: IpAddr) -> Self {
-        gate.open.fetch_add(1, Ordering::Relaxed);
+        let open = gate.open.fetch_add(1, Ordering::Relaxed) + 1;
         let mut by_address = gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = by_address.entry(ip).or_default();
         *of_client += 1;
-        Self { of_client: *of_client, gate: Arc::clone(gate), ip, worker: None }
+        Self { open, of_client: *of_client, gate: Arc::clone(gate), ip, worker: None }
     }
 
     fn settle(&mut self, peers: Arc<[Peer]>, index: usize) {

@@ -112,7 +112,17 @@ impl KeptBody {
         }
         kept.start = start.freeze();
         kept.rest = (!room).then_some(body);
+        if let Some(rest) = &kept.rest {
+            rest.set_aside();
+        }
         kept
+    }
+}
+
+impl KeptBody {
+    /// What the upstream broke it off with, if it did.
+    pub(super) fn take_failure(&mut self) -> Option<hyper::Error> {
+        self.failed.take()
     }
 }
 

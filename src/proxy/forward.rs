@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::ext::on_informational;
 use hyper::upgrade::OnUpgrade;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
 use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
@@ -30,7 +30,7 @@ use super::tunnel::Switched;
 use super::{Proxy, Settings};
 use crate::hints::Hint;
 use crate::metrics::{Limit, ReplayOutcome};
-use crate::net::Upstream;
+use crate::net::{Place, Upstream};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
 use crate::token::Published;
 
@@ -121,7 +121,8 @@ fn count_hop(parts: &mut Parts) -> Result<Option<Answer>, ProxyError> {
     let Some(value) = parts.headers.get_mut(MAX_FORWARDS) else {
         return Ok(None);
     };
-    match value.to_str().ok().and_then(|hops| hops.parse::<u64>().ok()) {
+    let digits = value.as_bytes().iter().all(u8::is_ascii_digit);
+    match value.to_str().ok().filter(|_| digits).and_then(|hops| hops.parse::<u64>().ok()) {
         Some(0) if parts.method == Method::TRACE => return Err(ProxyError::TraceEndsHere),
         Some(0) => return Ok(Some(options_of_this_hop())),
         Some(hops) => *value = HeaderValue::from(hops - 1),
@@ -186,21 +187,21 @@ struct Exchange<'a> {
 impl Exchange<'_> {
     async fn run(mut self) -> Result<Answer, ProxyError> {
         if self.credentials == Credentials::Keep {
-            let answer = self.send(None).await?;
+            let place = self.place().await?;
+            let answer = self.send(place, None).await?;
             return Ok(self.deliver(answer));
         }
         if self.to.observed {
             return self.observe().await;
         }
-        let used = self.live_token().await?;
-        let sent_at = Instant::now();
-        let answer = self.send(Some(&used)).await?;
-        if let Some(objection) = objection(&answer) {
-            let refusal = self.refusal(objection, &used, sent_at);
-            return self.recover(answer, refusal).await;
+        let token = self.live_token().await?;
+        let sent = self.send_with_token(token).await?;
+        if let Some(objection) = objection(&sent.answer) {
+            let refusal = self.refusal(objection, &sent);
+            return self.recover(sent.answer, refusal).await;
         }
-        self.confirm(&used, answer.status());
-        Ok(self.deliver(answer))
+        self.confirm(&sent);
+        Ok(self.deliver(sent.answer))
     }
 
     /// One sending with the token as it is. Whatever comes is the client's answer.
@@ -209,8 +210,8 @@ impl Exchange<'_> {
             let retry_after = self.proxy.refresher.retry_after();
             return Err(ProxyError::NoToken { retry_after });
         };
-        let answer = self.send(Some(&current)).await?;
-        Ok(self.deliver(answer))
+        let sent = self.send_with_token(current).await?;
+        Ok(self.deliver(sent.answer))
     }
 
     /// The current token, if it lives.
@@ -246,12 +247,15 @@ impl Exchange<'_> {
             (refused, proxy.refresher.refused(refusal).await)
         };
         let held = proxy.hold(&mut self.deadline, wait).await;
-        let (refused, verdict) =
+        let (mut refused, verdict) =
             held.inspect_err(|_| proxy.metrics.replay(ReplayOutcome::Failed))?;
+        if !matches!(verdict, Verdict::Replay(_)) {
+            refused.check_whole()?;
+        }
         match verdict {
             // The body may have gone on, and outgrown its limit, meanwhile.
             Verdict::Replay(_) if !self.body.is_replayable() => Ok(self.not_replayable(refused)),
-            Verdict::Replay(next) => self.replay(&next, refusal.objection).await,
+            Verdict::Replay(next) => self.replay(next, refusal.objection).await,
             Verdict::PassOn => Ok(refused.into_answer()),
             Verdict::Failed(failure) => {
                 // During back-off there was no wish for a replay.
@@ -264,35 +268,52 @@ impl Exchange<'_> {
     }
 
     /// The second sending. Whatever comes is the client's answer.
-    async fn replay(self, next: &Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
-        let sent_at = Instant::now();
-        let answer = self.send(Some(next)).await;
-        let answer = answer.inspect_err(|_| self.proxy.metrics.replay(ReplayOutcome::Failed))?;
-        if let Some(objection) = objection(&answer) {
-            self.proxy.refresher.refused_again(self.refusal(objection, next, sent_at));
+    async fn replay(self, next: Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
+        let sent = self.send_with_token(next).await;
+        let sent = sent.inspect_err(|_| self.proxy.metrics.replay(ReplayOutcome::Failed))?;
+        if let Some(objection) = objection(&sent.answer) {
+            self.proxy.refresher.refused_again(self.refusal(objection, &sent));
             self.proxy.metrics.replay(ReplayOutcome::RefusedAgain);
         } else {
             if after == Objection::Wall {
-                self.proxy.refresher.passed_wall(next.generation);
+                self.proxy.refresher.passed_wall(sent.used.generation);
             }
-            self.confirm(next, answer.status());
+            self.confirm(&sent);
             self.proxy.metrics.replay(ReplayOutcome::Answered);
         }
-        Ok(self.deliver(answer))
+        Ok(self.deliver(sent.answer))
     }
 
-    /// Sends the request and waits for the answer's head. A client that is
-    /// still giving its body is no silent upstream.
-    async fn send(&self, with: Option<&Published>) -> Result<Response<UpstreamBody>, ProxyError> {
+    /// Sends the request with `token`, or with a newer one that came while the
+    /// request waited for a connection.
+    async fn send_with_token(&self, token: Arc<Published>) -> Result<Sent, ProxyError> {
+        let place = self.place().await?;
+        let used = self.current().unwrap_or(token);
+        let at = Instant::now();
+        let answer = self.send(place, Some(&used)).await?;
+        Ok(Sent { used, at, answer })
+    }
+
+    /// A place among the upstream's connections.
+    async fn place(&self) -> Result<Place<ReplayBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
         if self.to.upstream.is_crowded() {
             self.read_ahead(limit).await?;
         }
-        let place = timeout(limit, self.to.upstream.place()).await;
-        let Ok(place) = place else {
+        timeout(limit, self.to.upstream.place()).await.map_err(|_| {
             self.proxy.metrics.limited(Limit::UpstreamConnections);
-            return Err(ProxyError::UpstreamBusy(limit));
-        };
+            ProxyError::UpstreamBusy(limit)
+        })
+    }
+
+    /// Sends the request and waits for the answer's head. A client that is
+    /// still giving its body is no silent upstream.
+    async fn send(
+        &self,
+        place: Place<ReplayBody>,
+        with: Option<&Published>,
+    ) -> Result<Response<UpstreamBody>, ProxyError> {
+        let limit = self.proxy.settings.upstream_timeout;
         let mut quiet_since = Instant::now();
         // What changes nothing may be seen twice.
         let again = || self.is_safe().then(|| self.request(with));
@@ -321,14 +342,18 @@ impl Exchange<'_> {
     /// Waits for the whole body, if it is one that can be kept: where connections
     /// are few, a client that gives it slowly must not hold one.
     async fn read_ahead(&self, limit: Duration) -> Result<(), ProxyError> {
+        let mut quiet_since = Instant::now();
         let mut read = pin!(self.body.read_ahead());
         loop {
-            if let Ok(read) = timeout(limit, read.as_mut()).await {
+            if let Ok(read) = timeout_at(quiet_since + limit, read.as_mut()).await {
                 return read.map_err(|_| ProxyError::ClientBody);
             }
-            if self.body.progress().is_none_or(|progress| progress.elapsed() >= limit) {
-                self.proxy.metrics.limited(Limit::BodyStall);
-                return Err(ProxyError::ClientStalled(limit));
+            match self.body.progress() {
+                Some(progress) if progress > quiet_since => quiet_since = progress,
+                _ => {
+                    self.proxy.metrics.limited(Limit::BodyStall);
+                    return Err(ProxyError::ClientStalled(limit));
+                }
             }
         }
     }
@@ -368,8 +393,9 @@ impl Exchange<'_> {
         }
     }
 
-    fn refusal(&self, objection: Objection, used: &Published, sent_at: Instant) -> Refusal {
-        Refusal { objection, generation: used.generation, sent_at, endpoint: self.endpoint() }
+    fn refusal(&self, objection: Objection, sent: &Sent) -> Refusal {
+        let (generation, sent_at) = (sent.used.generation, sent.at);
+        Refusal { objection, generation, sent_at, endpoint: self.endpoint() }
     }
 
     fn endpoint(&self) -> Endpoint {
@@ -377,9 +403,9 @@ impl Exchange<'_> {
     }
 
     /// An answer that only a good token gets is as good as a verdict.
-    fn confirm(&self, used: &Published, status: StatusCode) {
-        if !used.is_verified() && status.is_success() {
-            self.proxy.refresher.confirm(used.generation, self.endpoint());
+    fn confirm(&self, sent: &Sent) {
+        if !sent.used.is_verified() && sent.answer.status().is_success() {
+            self.proxy.refresher.confirm(sent.used.generation, self.endpoint());
         }
     }
 
@@ -423,6 +449,13 @@ impl Exchange<'_> {
     }
 }
 
+/// A request that was sent with a token, and what came.
+struct Sent {
+    used: Arc<Published>,
+    at: Instant,
+    answer: Response<UpstreamBody>,
+}
+
 /// A refusal that may be passed on later.
 struct Refused {
     parts: response::Parts,
@@ -435,6 +468,17 @@ impl Refused {
         let (parts, body) = answer.into_parts();
         let body = KeptBody::read(body, KEPT_ANSWER, &proxy.memory).await;
         Self { parts, body: AnswerBody::Kept(body) }
+    }
+
+    /// Fails where the upstream has broken off the body, while that can still be
+    /// told.
+    fn check_whole(&mut self) -> Result<(), ProxyError> {
+        match &mut self.body {
+            AnswerBody::Kept(kept) => {
+                kept.take_failure().map_or(Ok(()), |error| Err(ProxyError::Protocol(error)))
+            }
+            AnswerBody::Streaming(_) | AnswerBody::Made(_) => Ok(()),
+        }
     }
 
     fn unread(answer: Response<UpstreamBody>) -> Self {

@@ -31,6 +31,10 @@ use crate::net::origin_form;
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
 
+/// Blanks before a head that are not counted: some clients send a line end too
+/// many behind a body (RFC 9112 §2.2).
+const FREE_BLANKS: usize = 16;
+
 /// What a request is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
@@ -147,6 +151,8 @@ pub(super) struct Inspected<I: Resettable> {
     head: Arc<HeadWatch>,
     watch: Arc<Watch>,
     due: Due,
+    /// Line ends that have come before a head.
+    blanks: usize,
     /// The beginning of a head that comes in several reads.
     partial: Vec<u8>,
     reserved: Reserved,
@@ -179,6 +185,7 @@ impl<I: Resettable> Inspected<I> {
             head: Arc::clone(head),
             watch: Arc::clone(watch),
             due: Due::Head,
+            blanks: 0,
             partial: Vec::new(),
             reserved: memory.reserve_none(),
             early: Bytes::new(),
@@ -228,8 +235,10 @@ impl<I: Resettable> Inspected<I> {
                 self.judge(&bytes[..end]);
                 return blank + end + self.look(&bytes[end..]);
             }
-            if !bytes.is_empty() {
+            self.blanks += blank;
+            if !bytes.is_empty() || self.blanks > FREE_BLANKS {
                 self.watch.head_begun();
+                self.reserve(blank);
                 self.keep(bytes);
             }
             return blank + bytes.len();
@@ -240,31 +249,32 @@ impl<I: Resettable> Inspected<I> {
         let from = known.saturating_sub(2);
         let Some(end) = end_of_head(&self.partial[from..]).map(|end| from + end) else {
             if self.partial.len() > MAX_HEAD {
-                self.let_go();
+                // hyper may take as much again before it refuses the rest.
+                self.partial = Vec::new();
                 self.tell(Oddity::TooLarge, Due::Anything);
             }
             return bytes.len();
         };
         let head = std::mem::take(&mut self.partial);
         self.judge(&head[..end]);
-        self.let_go();
         let used = end - known;
         used + self.look(&bytes[used..])
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        if !self.reserved.grow(COPIES * bytes.len()) {
-            self.watch.head_is_crowded_out();
-        }
+        self.reserve(COPIES * bytes.len());
         self.partial.extend_from_slice(bytes);
     }
 
-    fn let_go(&mut self) {
-        self.partial = Vec::new();
-        self.reserved.release();
+    fn reserve(&mut self, bytes: usize) {
+        if !self.reserved.grow(bytes) {
+            self.watch.head_is_crowded_out();
+        }
     }
 
     fn judge(&mut self, head: &[u8]) {
+        self.blanks = 0;
+        self.reserved.release();
         let (oddity, due) = judge(head);
         self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
     }
@@ -349,7 +359,13 @@ impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream().poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = this.stream().poll_flush(cx);
+        match &flushed {
+            Poll::Ready(_) => this.watch.all_taken(),
+            Poll::Pending => this.watch.not_taken(),
+        }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -493,9 +509,11 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::metrics::Limit;
     use crate::proxy::watch::Watches;
 
     struct Stage {
+        memory: Memory,
         head: Arc<HeadWatch>,
         watch: Arc<Watch>,
         stream: Inspected<tokio_test_io::Reads>,
@@ -532,8 +550,9 @@ mod tests {
             let (head, watch) = (Arc::default(), Watches::default().open());
             let reads = reads.iter().map(|read| read.as_bytes().to_vec()).collect();
             let reads = tokio_test_io::Reads(reads);
-            let stream = Inspected::new(reads, &head, &watch, &Memory::new(memory));
-            Self { head, watch, stream }
+            let memory = Memory::new(memory);
+            let stream = Inspected::new(reads, &head, &watch, &memory);
+            Self { memory, head, watch, stream }
         }
 
         /// All that hyper may have by now.
@@ -672,6 +691,31 @@ mod tests {
         assert_eq!(poll_once(stage.watch.expired()).await, None);
         let mut stage = Stage::new(&[&half], COPIES * half.len() - 1);
         stage.read().await;
-        assert_eq!(poll_once(stage.watch.expired()).await, Some(crate::metrics::Limit::HeadMemory));
+        assert_eq!(poll_once(stage.watch.expired()).await, Some(Limit::HeadMemory));
+    }
+
+    #[tokio::test]
+    async fn head_that_is_too_large_keeps_its_memory_until_its_end() {
+        let half = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(2000));
+        let reads = std::iter::repeat_n(&*half, 40).collect::<Vec<_>>();
+        let mut stage = Stage::new(&reads, 1 << 20);
+        stage.read().await;
+        assert!(!stage.memory.reserve_none().grow((1 << 20) - COPIES * MAX_HEAD + 1));
+        assert!(stage.stream.partial.is_empty());
+        drop(stage.stream);
+        assert!(stage.memory.reserve_none().grow(1 << 20));
+    }
+
+    #[tokio::test]
+    async fn blanks_before_a_head_are_a_part_of_it_but_for_a_few() {
+        let mut stage = Stage::new(&["\r\n\r\n", "\r\n"], 0);
+        stage.read().await;
+        assert_eq!(poll_once(stage.watch.expired()).await, None);
+        let many = ["\r\n"; 100];
+        let mut stage = Stage::new(&many, 100);
+        stage.read().await;
+        assert_eq!(poll_once(stage.watch.expired()).await, Some(Limit::HeadMemory));
+        let reads = [&many[..], &["GET /#a HTTP/1.1\r\n\r\n"]].concat();
+        check(&reads, true).await;
     }
 }

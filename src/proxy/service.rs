@@ -102,7 +102,9 @@ impl ClientConnection {
     /// A request has come: notes whether the client waits to be asked for the
     /// body.
     pub(super) fn request_came(&self, parts: &Parts, body: &Incoming) {
-        self.waits.set(expectant(parts) && !body.is_end_stream());
+        // A body of a CONNECT is nobody's, and not waited for.
+        let waits = expectant(parts) || parts.method == Method::CONNECT;
+        self.waits.set(waits && !body.is_end_stream());
     }
 
     /// The client was asked for the body of its request.

@@ -50,6 +50,16 @@ enum Phase {
 impl Phase {
     const ALL: [Self; 5] = [Self::Rest, Self::Head, Self::CrowdedHead, Self::Served, Self::Answer];
 
+    /// How long a client may take for it.
+    fn limit_of_client(self) -> Option<Duration> {
+        match self {
+            Self::Rest => Some(REST_LIMIT),
+            Self::Head => Some(HEAD_LIMIT),
+            Self::CrowdedHead => Some(Duration::ZERO),
+            Self::Served | Self::Answer => None,
+        }
+    }
+
     /// What a connection ran into that was ended in this phase.
     fn limit(self) -> Limit {
         match self {
@@ -96,7 +106,7 @@ impl Watch {
             greeted: Notify::new(),
             expired: Notify::new(),
         };
-        watch.enter(Phase::Rest, Some(REST_LIMIT));
+        watch.enter(Phase::Rest);
         watch
     }
 
@@ -104,20 +114,20 @@ impl Watch {
     pub(super) fn head_begun(&self) {
         self.half_head.store(true, Ordering::Relaxed);
         if self.phase() == Phase::Rest {
-            self.enter(Phase::Head, Some(HEAD_LIMIT));
+            self.go_on_to(Phase::Head);
         }
     }
 
     /// There is no memory for the rest of the head.
     pub(super) fn head_is_crowded_out(&self) {
-        self.enter(Phase::CrowdedHead, Some(Duration::ZERO));
+        self.enter(Phase::CrowdedHead);
         self.expired.notify_one();
     }
 
     /// A head was parsed: an answer is being made.
     pub(super) fn head_parsed(&self) {
         self.half_head.store(false, Ordering::Relaxed);
-        self.enter(Phase::Served, None);
+        self.enter(Phase::Served);
         if self.newcomer.swap(false, Ordering::Relaxed) {
             self.greeted.notify_one();
         }
@@ -134,32 +144,41 @@ impl Watch {
         self.ends_by_closing.store(ends_by_closing, Ordering::Relaxed);
         self.patience.store(millis(patience), Ordering::Relaxed);
         self.unread.store(false, Ordering::Relaxed);
-        self.enter(Phase::Answer, Some(patience));
+        self.enter(Phase::Answer);
+        self.due_in(millis(patience));
         Answering(Arc::clone(self))
     }
 
-    /// The client took some bytes; it is the upstream's turn.
+    /// The client took some bytes. Amid an answer it is the upstream's turn.
     pub(super) fn taken(&self) {
-        if self.phase() == Phase::Answer {
-            self.unread.store(false, Ordering::Relaxed);
-            self.due_in(self.patience.load(Ordering::Relaxed));
+        let was_unread = self.unread.swap(false, Ordering::Relaxed);
+        match self.phase() {
+            Phase::Answer => self.due_in(self.patience.load(Ordering::Relaxed)),
+            phase if was_unread => self.enter(phase),
+            _ => {}
         }
     }
 
-    /// The client takes nothing for now; it is the client's turn.
+    /// The client took all that was there for it.
+    pub(super) fn all_taken(&self) {
+        if self.unread.load(Ordering::Relaxed) {
+            self.taken();
+        }
+    }
+
+    /// The client takes nothing for now; it is the client's turn. What is left of
+    /// an answer may lie here when the upstream has given all of it.
     pub(super) fn not_taken(&self) {
-        if self.phase() == Phase::Answer && !self.unread.swap(true, Ordering::Relaxed) {
+        let waits = matches!(self.phase(), Phase::Answer | Phase::Rest | Phase::Head);
+        if waits && !self.unread.swap(true, Ordering::Relaxed) {
             self.due_in(millis(UNREAD_LIMIT));
         }
     }
 
-    /// The answer is whole, or broke off.
+    /// The upstream has given all of the answer, or it broke off.
     fn answer_over(&self) {
-        if self.half_head.load(Ordering::Relaxed) {
-            self.enter(Phase::Head, Some(HEAD_LIMIT));
-        } else {
-            self.enter(Phase::Rest, Some(REST_LIMIT));
-        }
+        let half_head = self.half_head.load(Ordering::Relaxed);
+        self.go_on_to(if half_head { Phase::Head } else { Phase::Rest });
     }
 
     /// The connection is being ended in order.
@@ -184,7 +203,9 @@ impl Watch {
             self.expired.notified().await;
             // Something may have come since.
             if self.is_overdue() {
-                return self.phase().limit();
+                let unread = self.unread.load(Ordering::Relaxed);
+                let phase = if unread { Phase::Answer } else { self.phase() };
+                return phase.limit();
             }
         }
     }
@@ -199,9 +220,18 @@ impl Watch {
         self.due.load(Ordering::Relaxed) <= self.now()
     }
 
-    fn enter(&self, phase: Phase, limit: Option<Duration>) {
+    fn enter(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Relaxed);
-        self.due_in(limit.map_or(NEVER, millis));
+        self.due_in(phase.limit_of_client().map_or(NEVER, millis));
+    }
+
+    /// Enters `phase`, whose time begins when the client has taken what there is.
+    fn go_on_to(&self, phase: Phase) {
+        if self.unread.load(Ordering::Relaxed) {
+            self.phase.store(phase as u8, Ordering::Relaxed);
+        } else {
+            self.enter(phase);
+        }
     }
 
     fn due_in(&self, millis: u64) {
@@ -309,6 +339,31 @@ mod tests {
         assert_eq!(after(&watches, &watch, HEAD_LIMIT * 2).await, None);
         drop(answer);
         assert_eq!(after(&watches, &watch, HEAD_LIMIT).await, Some(Limit::HeadTime));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn end_of_an_answer_that_is_not_read_has_an_answers_time() {
+        let watches = Watches::default();
+        let watch = watches.open();
+        watch.head_parsed();
+        let answer = watch.answer_begun(SECOND * 60, false);
+        watch.not_taken();
+        drop(answer);
+        assert_eq!(after(&watches, &watch, SECOND * 590).await, None);
+        watch.head_begun();
+        assert_eq!(after(&watches, &watch, SECOND * 9).await, None);
+        watch.all_taken();
+        assert_eq!(after(&watches, &watch, SECOND * 9).await, None);
+        assert_eq!(after(&watches, &watch, SECOND).await, Some(Limit::HeadTime));
+        // Also where it turns out only after the upstream's part is over.
+        let watch = watches.open();
+        watch.head_parsed();
+        drop(watch.answer_begun(SECOND * 60, false));
+        watch.not_taken();
+        assert_eq!(after(&watches, &watch, SECOND * 599).await, None);
+        assert_eq!(after(&watches, &watch, SECOND).await, Some(Limit::AnswerStall));
+        watch.all_taken();
+        assert_eq!(after(&watches, &watch, SECOND * 90).await, Some(Limit::ClientIdle));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::client::{Request, Way};
-use crate::support::http::{PATIENCE, Response};
+use crate::support::http::{End, PATIENCE, Response};
 use crate::support::origin::{REFUSAL, Verification};
 use crate::support::solver::Mode;
 use crate::support::token::Jwt;
@@ -304,6 +304,20 @@ async fn rule_4_large_401_is_passed_whole() {
         let response = world.call(way, &Request::get(PATH)).await;
         assert_eq!(response.status, 401);
         assert!(response.body == body.as_bytes(), "{} bytes came", response.body.len());
+    }
+}
+
+#[tokio::test]
+async fn refusal_that_breaks_off_is_the_shops_fault() {
+    let world = World::start().await;
+    for framing in ["Transfer-Encoding: chunked\r\n", "Content-Length: 9\r\n"] {
+        let broken = format!("HTTP/1.1 401 No\r\n{framing}\r\n5\r\nhe");
+        world.origin.script_to("/web/api/v2/broken", broken, End::Cut);
+        for way in Way::ALL {
+            let response = world.call(way, &Request::get("/web/api/v2/broken")).await;
+            let seen = (response.status, response.code());
+            assert_eq!(seen, (502, "upstream_protocol".into()), "{way:?}: {response:?}");
+        }
     }
 }
 

@@ -81,13 +81,13 @@ async fn each_event_comes_at_once() {
 
 #[tokio::test]
 async fn slow_but_steady_upload_is_no_stall() {
-    let world = world().await;
+    let world = World::with(&[("UPSTREAM_TIMEOUT", "2s")]).await;
     let mut session = world.open(Way::Gateway).await;
     let head =
         format!("POST /web/api/v2/echo HTTP/1.1\r\nHost: {API}\r\nContent-Length: 10\r\n\r\n");
     session.wire.send(head).await;
     for byte in b"0123456789" {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         session.wire.send([*byte]).await;
     }
     let response = session.wire.response("POST").await;
