@@ -1,5 +1,8 @@
 //! token-sidecar: a forward HTTP proxy that keeps an API token fresh for unchanged parsers.
 
+// The future of a run is many futures deep, down to a socket's.
+#![recursion_limit = "256"]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

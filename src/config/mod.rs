@@ -29,6 +29,7 @@ use std::time::Duration;
 use http::{StatusCode, Uri};
 use ipnet::IpNet;
 use thiserror::Error;
+use url::Url;
 
 pub use advertise::{Advertise, reachable};
 pub use env::Env;
@@ -433,6 +434,20 @@ impl RedisSettings {
     }
 }
 
+impl RedisSettings {
+    /// The hosts that the URL names: the server, or the Sentinels; none for a
+    /// socket.
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
+        let rest = self.url.expose().split_once("://").map_or("", |(_, rest)| rest);
+        let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+        let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+        let host =
+            |host| Url::parse(&format!("redis://{host}")).ok()?.host_str().map(str::to_owned);
+        hosts.split(',').filter_map(host).collect()
+    }
+}
+
 impl Limits {
     /// Reads the section.
     fn from_env(env: &Env) -> Result<Self, ConfigError> {
@@ -509,6 +524,20 @@ mod tests {
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
         Config::from_env(&Env::from_pairs(variables.iter().copied()))
+    }
+
+    #[test]
+    fn hosts_of_redis_are_those_that_the_url_names() {
+        for (url, hosts) in [
+            ("redis://host", &["host"][..]),
+            ("redis://user:p%40ss@[::1]:6379/2", &["[::1]"]),
+            ("unix:///run/redis.sock?db=1", &[]),
+            ("redis+sentinel://one:1,two/service/0", &["one", "two"]),
+            ("rediss+sentinel://user:p%2Css@one,two:2,[::1]/service", &["one", "two", "[::1]"]),
+        ] {
+            let config = read(&[("REDIS_URL", url)]).unwrap();
+            assert_eq!(config.stores.redis.unwrap().hosts(), hosts, "{url}");
+        }
     }
 
     #[test]

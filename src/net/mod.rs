@@ -16,6 +16,7 @@ mod fetch;
 mod guarded;
 mod parent;
 mod resolve;
+mod seat;
 mod upstream;
 mod workers;
 

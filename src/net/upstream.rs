@@ -4,15 +4,19 @@
 //!
 //! - At most `capacity` connections are in use; further requests wait in order.
 //!   One whose request is not out when its answer ends is closed.
-//! - A request is sent again only when a pooled connection never took it.
+//! - While requests wait, one whose client is too slow gives its place away.
+//! - A request is sent again only when a pooled connection never took it, or
+//!   ended without an answer to what changes nothing.
 //! - A connection goes back to the pool only after its answer was read whole.
 //!
 //! The most recently used connection serves first, so the rest fall idle and
 //! are closed before an upstream would close them.
 
 use std::cell::RefCell;
-use std::pin::Pin;
-use std::rc::{Rc, Weak};
+use std::error::Error as _;
+use std::io::{self, ErrorKind};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,20 +28,23 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use super::guarded::Guarded;
+use super::seat::{Seat, Seated, Slow, Taken, data_length};
 use super::{DialError, Dialer, Reach};
-use crate::metrics::Shard;
+use crate::metrics::{Metrics, Shard};
 
 /// Longest rest of a pooled connection, below the usual limits of servers.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Time for a connection that has just answered to become ready again.
 const READY_LIMIT: Duration = Duration::from_millis(100);
+
+/// How long a request waits for a place before a slow client has to give its own away.
+const COURTESY: Duration = Duration::from_secs(1);
 
 /// Fields in the head of an answer.
 const MAX_FIELDS: usize = 256;
@@ -52,6 +59,9 @@ pub enum SendError {
     /// The connection broke before the answer's head, or that is no HTTP.
     #[error("the upstream's connection failed: {0}")]
     Http(#[from] hyper::Error),
+    /// Others waited, and the client gave its body too slowly.
+    #[error("the request body came too slowly")]
+    TooSlow,
 }
 
 /// An origin as a pool knows it.
@@ -75,12 +85,14 @@ pub struct Upstream<B> {
     most_idle: usize,
     permits: Arc<Semaphore>,
     idle: RefCell<Vec<Idle<B>>>,
+    slow: Rc<Slow>,
     shard: Arc<Shard>,
+    metrics: Arc<Metrics>,
 }
 
 /// An open connection; ended when dropped, whatever it is still busy with.
 struct Connection<B> {
-    sender: SendRequest<InFlight<B>>,
+    sender: SendRequest<Seated<B>>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -92,9 +104,6 @@ impl<B> Connection<B> {
         }
     }
 }
-
-/// A request's body, of which one can tell whether it is still being sent.
-type InFlight<B> = Guarded<B, Option<Rc<()>>>;
 
 struct Idle<B> {
     connection: Connection<B>,
@@ -115,6 +124,7 @@ where
         most_idle: usize,
         dialer: Arc<Dialer>,
         shard: Arc<Shard>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         Self {
             key,
@@ -123,7 +133,9 @@ where
             most_idle,
             permits: Arc::new(Semaphore::new(capacity)),
             idle: RefCell::new(Vec::new()),
+            slow: Rc::default(),
             shard,
+            metrics,
         }
     }
 
@@ -142,10 +154,24 @@ where
     /// A place among the origin's connections; waits for one in order, as long
     /// as it takes.
     pub async fn place(self: &Rc<Self>) -> Place<B> {
+        let mut permit = pin!(Arc::clone(&self.permits).acquire_owned());
         // The semaphore is never closed, so there always is a permit.
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        self.shard.upstream_active(1);
-        Place { upstream: Rc::clone(self), connection: None, sent: Weak::new(), _permit: permit }
+        let permit = loop {
+            match timeout(COURTESY, permit.as_mut()).await {
+                Ok(permit) => break permit.ok(),
+                Err(_) => self.end_slowest(),
+            }
+        };
+        let taken = Taken::new(Arc::clone(&self.shard), permit);
+        let seat = Seat::new(taken, &self.slow);
+        Place { upstream: Rc::clone(self), connection: None, seat }
+    }
+
+    fn end_slowest(&self) {
+        if let Some(limit) = self.slow.end_slowest() {
+            self.metrics.limited(limit);
+            debug!(limit = limit.as_str(), "slow client gave its upstream connection away");
+        }
     }
 
     /// Closes connections that have been idle for too long.
@@ -238,9 +264,25 @@ impl<B> Idle<B> {
 pub struct Place<B> {
     upstream: Rc<Upstream<B>>,
     connection: Option<Connection<B>>,
-    /// There while the request's body is being sent.
-    sent: Weak<()>,
-    _permit: Option<OwnedSemaphorePermit>,
+    seat: Rc<Seat>,
+}
+
+/// Why a request has no answer, and the request, if no connection took it.
+struct Unanswered<B> {
+    error: hyper::Error,
+    unsent: Option<Request<Seated<B>>>,
+}
+
+/// Whether the peer closed the connection before it answered.
+fn is_closed(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let broken = cause.is_some_and(|cause| {
+        matches!(
+            cause.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof
+        )
+    });
+    broken || error.is_incomplete_message()
 }
 
 impl<B> Place<B>
@@ -252,37 +294,57 @@ where
     /// whose body gives the connection back when it has ended. Dropping the
     /// future closes the connection that the request was on.
     ///
+    /// An upstream closes a connection that rests when it likes, and a request may
+    /// just then be on its way. Whether it was seen cannot be known; `again` gives
+    /// the same one where that does not matter (RFC 9110 §9.2.2), once.
+    ///
     /// # Errors
     ///
     /// [`SendError`].
-    pub async fn send(mut self, request: Request<B>) -> Result<Response<PooledBody<B>>, SendError> {
-        let mut request = request.map(|body| {
-            let sign = (!body.is_end_stream()).then(|| Rc::new(()));
-            self.sent = sign.as_ref().map(Rc::downgrade).unwrap_or_default();
-            Guarded::new(body, sign)
-        });
+    pub async fn send(
+        mut self,
+        request: Request<B>,
+        again: impl FnOnce() -> Option<Request<B>>,
+    ) -> Result<Response<PooledBody<B>>, SendError> {
+        let mut request = self.seated(request);
+        let mut again = Some(again);
         loop {
-            let (mut connection, reused) = match self.upstream.take_idle().await {
-                Some(connection) => (connection, true),
-                None => (self.upstream.open().await?, false),
+            // Where one that rested was closed, the others may be, too.
+            let rested = if again.is_some() { self.upstream.take_idle().await } else { None };
+            let reused = rested.is_some();
+            let connection = match rested {
+                Some(connection) => connection,
+                None => self.upstream.open().await?,
             };
-            match connection.sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.connection = Some(connection);
-                    return Ok(PooledBody::of(response, self));
+            match self.send_on(connection, request).await {
+                Ok(response) => return Ok(PooledBody::of(response, self)),
+                Err(_) if self.seat.is_given_away() => return Err(SendError::TooSlow),
+                Err(Unanswered { unsent: Some(unsent), .. }) if reused => request = unsent,
+                Err(Unanswered { error, .. }) if reused && is_closed(&error) => {
+                    let repeated = again.take().and_then(|again| again());
+                    request = self.seated(repeated.ok_or(error)?);
                 }
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) if reused => request = unsent,
-                    _ => return Err(error.into_error().into()),
-                },
+                Err(Unanswered { error, .. }) => return Err(error.into()),
             }
         }
     }
-}
 
-impl<B> Drop for Place<B> {
-    fn drop(&mut self) {
-        self.upstream.shard.upstream_active(-1);
+    fn seated(&self, request: Request<B>) -> Request<Seated<B>> {
+        request.map(|body| Seated::new(body, &self.seat))
+    }
+
+    async fn send_on(
+        &mut self,
+        mut connection: Connection<B>,
+        request: Request<Seated<B>>,
+    ) -> Result<Response<Incoming>, Unanswered<B>> {
+        self.seat.uses(connection.task.abort_handle());
+        let response = connection.sender.try_send_request(request).await;
+        self.connection = Some(connection);
+        response.map_err(|mut error| {
+            let unsent = error.take_message();
+            Unanswered { unsent, error: error.into_error() }
+        })
     }
 }
 
@@ -318,6 +380,21 @@ where
         self.place
     }
 
+    /// A frame was given; the next one is for the client to ask for.
+    fn given(&mut self, bytes: usize) {
+        self.moved(bytes);
+        self.release_at_end();
+        if let Some(place) = &self.place {
+            place.seat.clients_turn();
+        }
+    }
+
+    fn moved(&self, bytes: usize) {
+        if let Some(place) = &self.place {
+            place.seat.moved(bytes);
+        }
+    }
+
     fn release_at_end(&mut self) {
         if self.body.is_end_stream() {
             self.release();
@@ -326,7 +403,8 @@ where
 
     fn release(&mut self) {
         if let Some(mut place) = self.place.take()
-            && place.sent.strong_count() == 0
+            && !place.seat.is_sending()
+            && !place.seat.is_given_away()
             && let Some(connection) = place.connection.take()
         {
             place.upstream.put_back(connection);
@@ -347,9 +425,11 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        // Whoever asks for more has taken what there was.
+        this.moved(0);
         let frame = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
         match &frame {
-            Some(Ok(_)) => this.release_at_end(),
+            Some(Ok(frame)) => this.given(data_length(frame)),
             Some(Err(_)) => this.place = None,
             None => this.release(),
         }

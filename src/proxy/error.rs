@@ -113,6 +113,9 @@ pub enum ProxyError {
     /// The client stopped giving its own body.
     #[error("no more of the request body came within {}", humantime::format_duration(*.0))]
     ClientStalled(Duration),
+    /// The client gave its own body slowly, and others waited for the connection.
+    #[error("the request body came too slowly while other requests waited")]
+    ClientTooSlow,
     /// No response head within `UPSTREAM_TIMEOUT`.
     #[error("no answer from the upstream within {}", humantime::format_duration(*.0))]
     UpstreamTimeout(Duration),
@@ -147,6 +150,7 @@ impl From<SendError> for ProxyError {
             // streams from the client.
             SendError::Http(error) if error.is_user() => Self::ClientBody,
             SendError::Http(error) => Self::Protocol(error),
+            SendError::TooSlow => Self::ClientTooSlow,
         }
     }
 }
@@ -239,6 +243,12 @@ impl ProxyError {
                 "bad_request",
                 "http_request_error",
                 "Send the whole body; UPSTREAM_TIMEOUT sets the limit of a pause.",
+            ),
+            Self::ClientTooSlow => face(
+                StatusCode::REQUEST_TIMEOUT,
+                "bad_request",
+                "http_request_error",
+                "Send it at 4 KiB a second or more, or raise UPSTREAM_CONNECTIONS.",
             ),
             Self::Misdirected => face(
                 StatusCode::MISDIRECTED_REQUEST,
@@ -349,7 +359,8 @@ impl ProxyError {
             | Self::HeaderTooLarge { .. }
             | Self::TargetTooLong { .. }
             | Self::ClientBody
-            | Self::ClientStalled(_) => {
+            | Self::ClientStalled(_)
+            | Self::ClientTooSlow => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

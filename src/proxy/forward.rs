@@ -281,7 +281,9 @@ impl Exchange<'_> {
             return Err(ProxyError::UpstreamBusy(limit));
         };
         let mut quiet_since = Instant::now();
-        let mut send = pin!(place.send(self.request(with)));
+        // What changes nothing may be seen twice.
+        let again = || self.is_safe().then(|| self.request(with));
+        let mut send = pin!(place.send(self.request(with), again));
         loop {
             tokio::select! {
                 biased;
@@ -297,6 +299,10 @@ impl Exchange<'_> {
                 _ => return Err(ProxyError::UpstreamTimeout(limit)),
             }
         }
+    }
+
+    fn is_safe(&self) -> bool {
+        self.parts.method.is_safe() && !self.body.is_any()
     }
 
     /// Waits for the whole body, if it is one that can be kept: where connections

@@ -9,7 +9,7 @@
 //!
 //! - The token goes only to a destination that is an API host by the name
 //!   that was dialled, over TLS that was verified for it.
-//! - A request is sent at most twice.
+//! - A request that is answered is sent at most twice.
 //! - A panic ends the connection that it happened on, and no other.
 
 mod body;

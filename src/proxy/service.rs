@@ -449,8 +449,10 @@ impl Service {
 
     fn new_upstream(&self, key: UpstreamKey, most_idle: usize) -> Rc<Upstream<ReplayBody>> {
         let capacity = self.proxy.settings.upstream_connections[self.worker.index];
-        let dialer = Arc::clone(&self.proxy.dialer);
-        Rc::new(Upstream::new(key, capacity, most_idle, dialer, Arc::clone(&self.shard)))
+        let Proxy { dialer, metrics, .. } = &*self.proxy;
+        let (dialer, metrics) = (Arc::clone(dialer), Arc::clone(metrics));
+        let shard = Arc::clone(&self.shard);
+        Rc::new(Upstream::new(key, capacity, most_idle, dialer, shard, metrics))
     }
 
     async fn sweep(self: Rc<Self>) {

@@ -61,6 +61,8 @@ impl View<'_> {
         match (newer, stored.foreign || !self.ours_usable, proven) {
             (true, _, true) => Adoption::Take,
             (true, _, false) | (false, true, _) => Adoption::Examine { newer },
+            // Redis has lost the newer one.
+            (false, false, _) if stored.token.issued_at() < ours_issued => self.write_ours(),
             (false, false, _) => Adoption::Nothing,
         }
     }
@@ -114,7 +116,8 @@ mod tests {
         let ours = ours(5, true);
         assert_eq!(decide(Some(&stored(6, false, true)), Some(&ours), true), Adoption::Take);
         assert_eq!(decide(Some(&stored(5, false, true)), Some(&ours), true), Adoption::Nothing);
-        assert_eq!(decide(Some(&stored(4, false, true)), Some(&ours), true), Adoption::Nothing);
+        // What was lost is written again.
+        assert_eq!(decide(Some(&stored(4, false, true)), Some(&ours), true), Adoption::WriteOurs);
         assert_eq!(decide(Some(&stored(4, false, true)), None, false), Adoption::Take);
     }
 

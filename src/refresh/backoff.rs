@@ -26,6 +26,18 @@ impl Backoff {
         self.until = Some(now + doubled.min(LONGEST).mul_f64(jitter));
     }
 
+    /// Others have failed `failures` times in a row, and their pause holds here
+    /// too.
+    pub(super) fn take_over(&mut self, failures: u32, until: Instant) {
+        self.failures = self.failures.max(failures);
+        self.until = Some(until);
+    }
+
+    /// How many failures there were in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Ends the pause; the next failure still doubles it.
     pub(super) fn lift(&mut self) {
         self.until = None;

@@ -9,27 +9,58 @@ use crate::token::Token;
 /// Enough for days of refusals; the oldest gives way.
 const MAX_DENIED: usize = 256;
 
-/// A small set of digests.
+/// Two small sets of digests.
 #[derive(Default)]
-pub(super) struct Denied(Mutex<VecDeque<[u8; 32]>>);
+pub(super) struct Denied {
+    /// What the API has refused from here.
+    own: Digests,
+    /// What it has refused elsewhere, as other sidecars say. Enough to adopt
+    /// none of these; whether one in force here works shows by itself.
+    heard: Digests,
+}
+
+#[derive(Default)]
+struct Digests(Mutex<VecDeque<[u8; 32]>>);
 
 impl Denied {
     /// Remembers that the API refused `token`. Returns whether that was news.
     pub(super) fn add(&self, token: &Token) -> bool {
+        self.own.add(token.digest())
+    }
+
+    /// Other sidecars say that the API refuses these.
+    pub(super) fn hear(&self, digests: &[[u8; 32]]) {
+        for digest in digests {
+            self.heard.add(digest);
+        }
+    }
+
+    /// Whether the API has refused `token` from here.
+    pub(super) fn contains(&self, token: &Token) -> bool {
+        self.own.contains(token.digest())
+    }
+
+    /// Whether the API has refused `token` anywhere.
+    pub(super) fn contains_anywhere(&self, token: &Token) -> bool {
+        self.contains(token) || self.heard.contains(token.digest())
+    }
+}
+
+impl Digests {
+    fn add(&self, digest: &[u8; 32]) -> bool {
         let mut digests = lock(&self.0);
-        if digests.contains(token.digest()) {
+        if digests.contains(digest) {
             return false;
         }
         if digests.len() == MAX_DENIED {
             digests.pop_front();
         }
-        digests.push_back(*token.digest());
+        digests.push_back(*digest);
         true
     }
 
-    /// Whether the API has refused `token`.
-    pub(super) fn contains(&self, token: &Token) -> bool {
-        lock(&self.0).contains(token.digest())
+    fn contains(&self, digest: &[u8; 32]) -> bool {
+        lock(&self.0).contains(digest)
     }
 }
 
@@ -49,6 +80,17 @@ mod tests {
             denied.add(&token(&n.to_string(), 60));
         }
         assert!(!denied.contains(&first));
-        assert_eq!(lock(&denied.0).len(), MAX_DENIED);
+        assert_eq!(lock(&denied.own.0).len(), MAX_DENIED);
+    }
+
+    #[test]
+    fn what_is_heard_is_told_apart_from_what_is_seen() {
+        let denied = Denied::default();
+        let token = token("heard", 60);
+        denied.hear(&[*token.digest()]);
+        assert!(denied.contains_anywhere(&token));
+        assert!(!denied.contains(&token));
+        assert!(denied.add(&token));
+        assert!(denied.contains(&token));
     }
 }

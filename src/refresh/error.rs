@@ -7,6 +7,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::SourceKind;
+use super::fleet::ALONE_PAUSE;
+use crate::token::SharedBackoff;
 
 /// The most that is repeated of what another program said.
 const LONGEST_MESSAGE: usize = 200;
@@ -24,6 +26,15 @@ pub enum RefreshError {
     /// The anti-bot wall let no token pass, a while ago.
     #[error("the anti-bot wall lets no token pass")]
     Walled,
+    /// Another sidecar of the fleet has failed, and this one is not to try yet.
+    #[error("another sidecar's refresh failed: {}", .0.error)]
+    Elsewhere(SharedBackoff),
+    /// Redis is out of order, and not long ago a token was got without it.
+    #[error(
+        "Redis is out of order, and without it a token is got every {} at most",
+        humantime::format_duration(ALONE_PAUSE)
+    )]
+    Alone(Duration),
     /// Our own fault: the run panicked.
     #[error("the refresh panicked")]
     Panicked,
@@ -42,7 +53,9 @@ impl RefreshError {
             Self::Sources(failures) => {
                 !failures.is_empty() && failures.iter().all(|failure| failure.error.is_refusal())
             }
-            Self::Walled | Self::Panicked | Self::Stopped => false,
+            Self::Walled | Self::Elsewhere(_) | Self::Alone(_) | Self::Panicked | Self::Stopped => {
+                false
+            }
         }
     }
 

@@ -21,6 +21,7 @@ mod denied;
 mod direct;
 mod error;
 mod flaresolverr;
+mod fleet;
 mod health;
 mod judge;
 mod probe;

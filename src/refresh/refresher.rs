@@ -15,6 +15,7 @@ use super::backoff::jitter;
 use super::coalesce::{Coalesce, Entered};
 use super::denied::Denied;
 use super::error::RefreshError;
+use super::fleet::Fleet;
 use super::judge::Judge;
 use super::run::{Cause, LastRun, Outcome};
 use super::schedule::Schedule;
@@ -82,8 +83,10 @@ pub struct Refresher {
     /// What the last run for the wall's sake has put in force, until a request
     /// has passed with it.
     pub(super) walled_run: Mutex<Option<Generation>>,
+    /// This sidecar's part in the fleet.
+    pub(super) fleet: Fleet,
+    pub(super) denied: Denied,
     judge: Judge,
-    denied: Denied,
     stubborn: Stubborn,
     schedule: Mutex<Schedule>,
     refresh_every: Duration,
@@ -120,6 +123,7 @@ impl Refresher {
             late: Mutex::new(Some(late)),
             environment: settings.environment,
             walled_run: Mutex::default(),
+            fleet: Fleet::default(),
             denied: Denied::default(),
             stubborn: Stubborn::default(),
             schedule: Mutex::default(),
@@ -286,9 +290,10 @@ impl Refresher {
         self.renew(self.generation(), Cause::ByHand).await
     }
 
-    /// To be called last: ends a solve that is under way and waits, for at most
-    /// 3 s, until it has left nothing open at the solver.
+    /// To be called last: gives back the lease, ends a solve that is under way
+    /// and waits, for at most 4 s, until it has left nothing open at the solver.
     pub async fn close(&self) {
+        self.leave_fleet().await;
         self.sources.close().await;
     }
 
@@ -389,22 +394,32 @@ impl Refresher {
         if self.denied.add(token) {
             info!(token = %token.fingerprint(), "token refused by the API");
             self.woken.notify_one();
+            self.deny_in_redis(token);
         }
     }
 
-    /// Whether the API has refused `token` before.
-    pub(super) fn is_denied(&self, token: &Token) -> bool {
-        self.denied.contains(token)
+    /// Tells the other sidecars that the API refuses `token`, beside all else.
+    pub(super) fn deny_in_redis(&self, token: &Token) {
+        if let Some(denying) = self.stores.deny(token) {
+            self.handle.spawn(denying);
+        }
     }
 
-    /// Whether `token` has neither expired nor been refused.
+    /// Whether the API has refused `token` before, here or elsewhere.
+    pub(super) fn is_denied(&self, token: &Token) -> bool {
+        self.denied.contains_anywhere(token)
+    }
+
+    /// Whether `token` has neither expired nor been refused anywhere.
     pub(super) fn is_usable(&self, token: &Token) -> bool {
         token.is_live(self.clock.now()) && !self.is_denied(token)
     }
 
-    /// The token in force, if it has neither expired nor been refused.
+    /// The token in force, if it has neither expired nor been refused here.
     pub fn usable(&self) -> Option<Arc<Published>> {
-        self.cache.current().filter(|current| self.is_usable(&current.token))
+        let is_live = |current: &Arc<Published>| current.token.is_live(self.clock.now());
+        let current = self.cache.current().filter(is_live);
+        current.filter(|current| !self.denied.contains(&current.token))
     }
 
     /// The generation in force.

@@ -19,7 +19,7 @@ use super::solution::Found;
 use super::sources::Solved;
 use super::verifier::{Finding, Opinion, Passage};
 use super::{SourceKind, lock};
-use crate::token::{Candidate, Clearance, Generation, Published, Source};
+use crate::token::{Candidate, Clearance, Generation, Published};
 
 /// What the waiters of a run share.
 pub(super) type Outcome = Result<Arc<Published>, Arc<RefreshError>>;
@@ -48,7 +48,7 @@ impl Cause {
     }
 
     /// Whether the token in force is of no use, although it has not expired.
-    fn is_doubt(self) -> bool {
+    pub(super) fn is_doubt(self) -> bool {
         matches!(self, Self::Refused | Self::Walled)
     }
 }
@@ -86,6 +86,7 @@ impl Refresher {
             let work = AssertUnwindSafe(self.obtain(cause)).catch_unwind().await;
             let outcome = work.unwrap_or(Err(RefreshError::Panicked)).map_err(Arc::new);
             self.conclude(cause, &outcome, started.elapsed());
+            self.leave_turn(&outcome);
             outcome
         }
     }
@@ -106,14 +107,15 @@ impl Refresher {
     }
 
     async fn obtain_new(&self, cause: Cause) -> Result<Arc<Published>, RefreshError> {
-        let started = Instant::now();
-        // At start it has just been read.
-        if cause != Cause::Start
-            && let Some(adopted) = self.look_into_redis(cause.is_doubt()).await
-        {
-            self.metrics.refresh_finished(Source::Redis.as_str(), "ok", started.elapsed());
-            return Ok(adopted);
+        if self.stores.has_redis() {
+            return self.take_turn(cause).await;
         }
+        let solution = self.solve(cause).await?;
+        Ok(self.put_out(solution))
+    }
+
+    /// Asks the sources for a token that may be published.
+    pub(super) async fn solve(&self, cause: Cause) -> Result<Solution, RefreshError> {
         let walled = Mutex::new(None);
         let race = self.sources.race(|source, offer| self.check(source, offer, &walled));
         match race.await {
@@ -122,31 +124,38 @@ impl Refresher {
                     // Whether it passes the wall the next request will show.
                     self.schedule().wall_passed();
                 }
-                Ok(self.publish(candidate))
+                Ok(Solution { candidate, walled: false })
             }
-            Err(failures) => self.publish_walled(lock(&walled).take(), failures),
+            Err(failures) => self.resort_to(lock(&walled).take(), failures),
         }
     }
 
     /// The last resort: a token that meets the wall, where it is better than
     /// the one in force, if only because it is younger.
-    fn publish_walled(
+    fn resort_to(
         &self,
         walled: Option<Candidate>,
         failures: Vec<SourceFailure>,
-    ) -> Result<Arc<Published>, RefreshError> {
+    ) -> Result<Solution, RefreshError> {
         let wanted = self.needed.load(Ordering::Relaxed)
             || self.walled.load(Ordering::Relaxed)
             || self.usable().is_none();
         match walled {
             Some(candidate) if wanted => {
                 warn!("the new token meets the anti-bot wall, with its cookies too");
-                let published = self.publish(candidate);
-                self.schedule().wall_stands(Instant::now());
-                Ok(published)
+                Ok(Solution { candidate, walled: true })
             }
             _ => Err(RefreshError::Sources(failures)),
         }
+    }
+
+    /// Publishes what the sources gave.
+    pub(super) fn put_out(&self, solution: Solution) -> Arc<Published> {
+        let published = self.publish(solution.candidate);
+        if solution.walled {
+            self.schedule().wall_stands(Instant::now());
+        }
+        published
     }
 
     /// Lets pass what may be published. What meets the wall is put aside.
@@ -188,16 +197,6 @@ impl Refresher {
             Opinion::Unknown => {}
         }
         finding
-    }
-
-    /// Another sidecar, or an operator, may have put a token there.
-    /// While Redis is down that is left to the polling: it must not cost time.
-    async fn look_into_redis(&self, in_doubt: bool) -> Option<Arc<Published>> {
-        if self.stores.redis_error().is_some() {
-            return None;
-        }
-        let stored = self.stores.load_redis().await.ok()?;
-        self.consider(stored, in_doubt).await
     }
 
     /// Waits until something newer than `older` is in force.
@@ -243,18 +242,43 @@ impl Refresher {
         }
     }
 
+    /// A failure of others has its own end, but for some jitter: the fleet must
+    /// not come back as one.
+    fn count_failure(&self, error: &RefreshError, needed: bool, now: Instant) {
+        match error {
+            RefreshError::Elsewhere(backoff) => {
+                let until = now + backoff.left + backoff.left.mul_f64(fastrand::f64() * 0.1);
+                self.schedule().failed_elsewhere(until, needed, backoff.failures);
+            }
+            RefreshError::Alone(left) => {
+                self.fleet.pause_alone();
+                self.schedule().failed_elsewhere(now + *left, needed, 0);
+            }
+            _ => {
+                let solver_away = error.is_unreachable(SourceKind::FlareSolverr);
+                self.schedule().failed(now, Failed { needed, solver_away }, jitter());
+            }
+        }
+    }
+
     fn failed(&self, error: &RefreshError, took: Duration) {
         if self.walled.load(Ordering::Relaxed) || error.meets_wall() {
             self.schedule().wall_stands(Instant::now());
         }
         let needed = self.needed.load(Ordering::Relaxed) || self.usable().is_none();
-        let solver_away = error.is_unreachable(SourceKind::FlareSolverr);
         let now = Instant::now();
-        self.schedule().failed(now, Failed { needed, solver_away }, jitter());
+        self.count_failure(error, needed, now);
         let held_until = self.schedule().held_until(now);
         let next_try = held_until.unwrap_or_else(|| self.due(now)) - now;
         warn!(%error, took = %readable(took), next_try = %readable(next_try), "refresh failed");
     }
+}
+
+/// What the sources gave.
+pub(super) struct Solution {
+    pub(super) candidate: Candidate,
+    /// It meets the anti-bot wall.
+    walled: bool,
 }
 
 /// What a source gave, as it goes to the verifier.

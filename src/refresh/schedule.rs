@@ -44,6 +44,17 @@ struct Planned {
     at: Timestamp,
 }
 
+/// The pause after the last failed run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    /// How many have failed in a row.
+    pub(super) failures: u32,
+    /// It holds up the schedule alone.
+    pub(super) routine: bool,
+    /// How long it lasts.
+    pub(super) left: Duration,
+}
+
 /// How a run failed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Failed {
@@ -81,6 +92,22 @@ impl Schedule {
         let backoff = if how.needed { &mut self.needed } else { &mut self.routine };
         backoff.failed(now, jitter);
         self.solver_away = how.solver_away;
+    }
+
+    /// Takes over the outcome of a run that another sidecar has made, after
+    /// `failures` in a row.
+    pub(super) fn failed_elsewhere(&mut self, until: Instant, needed: bool, failures: u32) {
+        let backoff = if needed { &mut self.needed } else { &mut self.routine };
+        backoff.take_over(failures, until);
+    }
+
+    /// The pause that is on: the one for everybody, else the schedule's.
+    pub(super) fn pause(&self, now: Instant) -> Option<Pause> {
+        let pause = |backoff: &Backoff, routine| {
+            let left = backoff.until(now)? - now;
+            Some(Pause { failures: backoff.failures(), routine, left })
+        };
+        pause(&self.needed, false).or_else(|| pause(&self.routine, true))
     }
 
     /// Counts a run whose token nobody could verify and that was refused; once

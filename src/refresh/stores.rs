@@ -3,19 +3,21 @@
 //!
 //! # Invariants
 //!
-//! - Only a verified token is written, and only the latest one.
+//! - Only a verified token is written, and only the latest one; one that
+//!   nobody could verify is shown to the fleet apart.
 //! - A store that is down delays nothing: it is tried again until it is back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::adoption::{Adoption, View};
+use super::fleet::{Considered, Next, after_refusal};
 use super::health::{Access, RedisHealth};
 use super::lock;
 use super::refresher::Refresher;
@@ -23,21 +25,26 @@ use super::schedule::WALL_PAUSE;
 use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, EnvFile, Generation, Published, RedisStore, RedisTrouble, Source, StoreError,
-    Stored, Timestamp, Token,
+    Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore,
+    RedisTrouble, Request, SharedBackoff, Source, StoreError, Stored, Timestamp, Token, ValueId,
+    Wish,
 };
 
 /// What a look into a store may take.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same where Redis was down a moment ago and somebody waits.
+const GLIMPSE: Duration = Duration::from_millis(250);
 /// From one look into Redis to the next: a value set by hand counts within 30 s.
 const POLL: Duration = Duration::from_secs(10);
 /// Pauses between tries to write to Redis.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Refusals in a row that are answered without a pause.
+const MOST_REFUSALS: u32 = 3;
 
 /// The stores that are set, and what is known of them.
 pub(super) struct Stores {
-    redis: Option<RedisStore>,
+    redis: Option<Arc<RedisStore>>,
     env_file: Option<Arc<EnvFile>>,
     metrics: Arc<Metrics>,
     redis_health: Mutex<RedisHealth>,
@@ -46,12 +53,31 @@ pub(super) struct Stores {
     in_redis: AtomicU64,
     /// Redis has lost what was written.
     lost: Notify,
+    /// The stored value that ours is to replace, whatever it is.
+    seen: Mutex<Option<ValueId>>,
+    /// The generation that was asked about since others say it is refused.
+    doubted: AtomicU64,
+    /// A foreign value that the env file's token was preferred to at start.
+    passed_over: Mutex<Option<ValueId>>,
+    /// The number of the last refusal in Redis that is known here.
+    last_denial: AtomicU64,
     /// The stored token that last met the wall from here, and when.
     walled: Mutex<Option<(Candidate, Instant)>>,
 }
 
 /// Redis is not set, or it is down.
 pub(super) struct NoAnswer;
+
+/// How a try to write to Redis went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saving {
+    /// There is nothing more to do.
+    Done,
+    /// Redis gave no answer.
+    Failed,
+    /// Redis holds something else, which is known now: to be tried again.
+    Refused,
+}
 
 impl Stores {
     /// Does no I/O.
@@ -61,13 +87,17 @@ impl Stores {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            redis,
+            redis: redis.map(Arc::new),
             env_file: env_file.map(Arc::new),
             metrics,
             redis_health: Mutex::default(),
             env_file_error: Mutex::default(),
             in_redis: AtomicU64::new(0),
             lost: Notify::new(),
+            seen: Mutex::default(),
+            doubted: AtomicU64::new(0),
+            passed_over: Mutex::default(),
+            last_denial: AtomicU64::new(0),
             walled: Mutex::default(),
         }
     }
@@ -86,12 +116,69 @@ impl Stores {
         *lock(&self.walled) = Some((candidate, Instant::now()));
     }
 
-    /// What lies in Redis.
-    pub(super) async fn load_redis(&self) -> Result<Option<Stored>, NoAnswer> {
+    /// Changes when another sidecar says that there is something to see; none
+    /// without Redis.
+    pub(super) fn notices(&self) -> Option<watch::Receiver<u64>> {
+        self.redis.as_ref().map(|redis| redis.notices())
+    }
+
+    /// Asks Redis what it holds and whose turn it is.
+    pub(super) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        let loaded = timeout(LOOK, redis.load()).await;
-        let loaded = loaded.unwrap_or(Err(StoreError::RedisTimeout));
-        self.note_redis(Access::Reading, loaded).ok_or(NoAnswer)
+        let in_haste = request.wish != Wish::None && self.redis_error().is_some();
+        let limit = if in_haste { GLIMPSE } else { LOOK };
+        let last_denial = self.last_denial.load(Ordering::Relaxed);
+        let entered = timeout(limit, redis.enter(request, last_denial)).await;
+        let entered = entered.unwrap_or(Err(StoreError::RedisTimeout));
+        let access = match &entered {
+            // What only reads is not refused to whoever may look.
+            Err(StoreError::RedisRefused { .. }) if request.wish != Wish::None => Access::Writing,
+            _ => Access::Reading,
+        };
+        let entrance = self.note_redis(access, entered);
+        // What comes back after a failure may be another server.
+        let last_denial = entrance.as_ref().map_or(0, |entrance| entrance.denials.last);
+        self.last_denial.store(last_denial, Ordering::Relaxed);
+        entrance.ok_or(NoAnswer)
+    }
+
+    /// Prolongs a lease.
+    pub(super) async fn renew(&self, owner: &Owner) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.written(redis.renew(owner).await)
+    }
+
+    /// Gives a lease to whoever waits for it.
+    pub(super) async fn hand_on(&self, lease: &Lease) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.written(redis.hand_on(lease).await)
+    }
+
+    /// Gives a lease back.
+    pub(super) async fn release(&self, owner: &Owner) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.written(redis.release(owner).await)
+    }
+
+    /// Tells the others of a failed run.
+    pub(super) async fn fail(
+        &self,
+        lease: &Lease,
+        backoff: &SharedBackoff,
+    ) -> Result<bool, NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        self.written(redis.fail(lease, backoff).await)
+    }
+
+    /// Tells the others of a refused token; `None` without Redis. What does not
+    /// reach Redis is told again when such a token is found there.
+    pub(super) fn deny(&self, token: &Token) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let (redis, token) = (Arc::clone(self.redis.as_ref()?), token.clone());
+        Some(async move {
+            if let Err(error) = redis.deny(&token).await {
+                debug!(%error, "refused token not told to redis");
+            }
+        })
     }
 
     /// The line of the env file, if there is a token in it.
@@ -105,18 +192,32 @@ impl Stores {
         self.note_env_file(loaded)?
     }
 
-    /// Writes to Redis; whether that worked.
-    async fn save_redis(&self, published: &Published, now: Timestamp) -> bool {
+    /// Stores a token in Redis; with a `lease` for the whole fleet.
+    async fn commit(
+        &self,
+        published: &Published,
+        lease: Option<&Lease>,
+        now: Timestamp,
+    ) -> Result<Commit, NoAnswer> {
         let Some(redis) = &self.redis else {
-            return true;
+            return Ok(Commit::Committed);
         };
-        let saved = redis.save(published, now).await;
-        let saved = self.note_redis(Access::Writing, saved).is_some();
-        if saved {
+        let seen = lock(&self.seen).clone();
+        let outcome = self.written(redis.commit(published, lease, seen.as_ref(), now).await)?;
+        if outcome == Commit::Committed {
             self.mark_in_redis(published.generation);
+            lock(&self.seen).take();
             debug!(generation = published.generation.0, "token saved to redis");
         }
-        saved
+        Ok(outcome)
+    }
+
+    /// Shows the fleet a token that nobody could verify.
+    async fn share(&self, published: &Published, lease: &Lease, now: Timestamp) {
+        let Some(redis) = &self.redis else { return };
+        if let Ok(outcome) = self.written(redis.share(published, lease, now).await) {
+            debug!(generation = published.generation.0, ?outcome, "unverified token shared");
+        }
     }
 
     async fn save_env_file(&self, token: Token) {
@@ -138,8 +239,10 @@ impl Stores {
         self.in_redis.store(generation.0, Ordering::Relaxed);
     }
 
-    /// Redis has lost it, or has it in part: it is to be written again.
-    fn lost(&self) {
+    /// Redis has lost it, or has it in part, or something worse: it is to be
+    /// written again, in place of what has been `seen`.
+    fn lost(&self, seen: Option<ValueId>) {
+        *lock(&self.seen) = seen;
         self.in_redis.store(0, Ordering::Relaxed);
         self.lost.notify_one();
     }
@@ -163,6 +266,10 @@ impl Stores {
     /// What is wrong with Redis.
     pub(super) fn redis_trouble(&self) -> Option<RedisTrouble> {
         lock(&self.redis_health).trouble()
+    }
+
+    fn written<T>(&self, result: Result<T, StoreError>) -> Result<T, NoAnswer> {
+        self.note_redis(Access::Writing, result).ok_or(NoAnswer)
     }
 
     /// Nothing waits to be written to Redis, so that no write can be amiss.
@@ -207,13 +314,16 @@ impl Refresher {
     /// At start: the newest usable token of Redis and the env file, the
     /// environment's if there is none; in force at once.
     pub(super) async fn load_stores(&self) -> Option<Arc<Published>> {
-        let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        let redis = redis.ok().flatten().filter(|stored| self.is_usable(&stored.token));
+        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
+        let (redis, value) =
+            redis.map_or((None, None), |entrance| (entrance.stored, entrance.value));
+        let redis = redis.filter(|stored| self.is_usable(&stored.token));
         let env_file = env_file.filter(|token| self.is_usable(token));
         let newer_file = env_file.filter(|token| {
             redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
         });
         if let Some(token) = newer_file {
+            *lock(&self.stores.passed_over) = value;
             return Some(self.publish(Candidate::new(token, Source::EnvFile)));
         }
         if let Some(stored) = redis
@@ -238,46 +348,97 @@ impl Refresher {
 
     /// Reads the stores again, as an operator asks for: adopts what is better.
     pub async fn reload_stores(&self) {
-        let (redis, env_file) = tokio::join!(self.stores.load_redis(), self.stores.load_env_file());
-        if let Ok(stored) = redis {
-            self.consider(stored, false).await;
+        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
+        if let Ok(entrance) = redis {
+            self.consider(&entrance, false).await;
         }
         if let Some(token) = env_file {
             self.consider_env_file(token).await;
         }
     }
 
+    /// Decides about all that lies in Redis, what nobody could verify too: for
+    /// whoever needs a token.
+    pub(super) async fn consider_all(
+        &self,
+        entrance: &Entrance,
+        in_doubt: bool,
+    ) -> Option<Arc<Published>> {
+        if let (_, Some(adopted)) = self.consider(entrance, in_doubt).await {
+            return Some(adopted);
+        }
+        let unverified = entrance.unverified.as_ref().filter(|_| !entrance.is_unverified_denied)?;
+        self.weigh(Some(unverified), in_doubt).await.1
+    }
+
     /// Decides about what lies in Redis. With the token in force `in_doubt`,
     /// an older one is worth a look too. Returns what was put in force.
     pub(super) async fn consider(
         &self,
-        stored: Option<Stored>,
+        entrance: &Entrance,
         in_doubt: bool,
-    ) -> Option<Arc<Published>> {
+    ) -> (Considered, Option<Arc<Published>>) {
+        let mut stored = entrance.stored.clone();
+        if let Some(stored) = &mut stored
+            && *lock(&self.stores.passed_over) == entrance.value
+        {
+            // Older than ours, as was seen at start.
+            stored.foreign = false;
+        }
+        let stored = stored.as_ref();
+        if let Some(stored) = stored {
+            self.note_in_step(stored, in_doubt);
+            if self.denied.contains(&stored.token) && !entrance.is_denied {
+                self.deny_in_redis(&stored.token);
+            }
+        }
+        let (considered, adopted) = self.weigh(stored, in_doubt).await;
+        if considered == Considered::WriteOurs {
+            self.stores.lost(entrance.value.clone());
+        }
+        (considered, adopted)
+    }
+
+    /// The token in force is stored as one that works.
+    fn note_in_step(&self, stored: &Stored, in_doubt: bool) {
+        let whole = stored.verified && !stored.foreign && stored.cookies_agree;
+        let ours = self.usable().filter(|ours| !in_doubt && ours.token == stored.token);
+        let Some(ours) = ours.filter(|_| whole && !stored.needs_clearance) else { return };
+        self.stores.mark_in_redis(ours.generation);
+        if !ours.needs_clearance {
+            self.prove(ours.generation);
+        }
+    }
+
+    async fn weigh(
+        &self,
+        stored: Option<&Stored>,
+        in_doubt: bool,
+    ) -> (Considered, Option<Arc<Published>>) {
         let ours = self.cache.current();
         let view = View {
-            stored: stored.as_ref(),
-            stored_usable: stored.as_ref().is_some_and(|stored| self.is_usable(&stored.token)),
+            stored,
+            stored_usable: stored.is_some_and(|stored| self.is_usable(&stored.token)),
             ours: ours.as_deref(),
             ours_usable: !in_doubt && ours.as_ref().is_some_and(|ours| self.is_usable(&ours.token)),
         };
-        let decision = view.decide();
-        let before = ours.map(|ours| ours.generation);
-        match (decision, stored) {
+        let before = ours.as_ref().map(|ours| ours.generation);
+        let adopted = match (view.decide(), stored) {
+            (Adoption::WriteOurs, _) => return (Considered::WriteOurs, None),
             (Adoption::Take, Some(stored)) => {
-                let candidate = stored_candidate(&stored).verified(true);
-                self.adopt_unless_newer(&stored, candidate, before)
+                let candidate = stored_candidate(stored).verified(true);
+                self.adopt_unless_newer(stored, candidate, before)
             }
             (Adoption::Examine { newer }, Some(stored)) => {
-                let candidate = self.examine_stored(stored_candidate(&stored), newer).await?;
-                self.adopt_unless_newer(&stored, candidate, before)
-            }
-            (Adoption::WriteOurs, _) => {
-                self.stores.lost();
-                None
+                match self.examine_stored(stored_candidate(stored), newer).await {
+                    Some(candidate) => self.adopt_unless_newer(stored, candidate, before),
+                    None => None,
+                }
             }
             _ => None,
-        }
+        };
+        let considered = if adopted.is_some() { Considered::Adopted } else { Considered::Nothing };
+        (considered, adopted)
     }
 
     /// The stored token as it may be published, if it may.
@@ -325,7 +486,7 @@ impl Refresher {
 
     fn adopt(&self, stored: &Stored, candidate: Candidate) -> Arc<Published> {
         let adopted = self.publish(candidate);
-        if stored.cookies_agree && !stored.foreign {
+        if stored.cookies_agree && !stored.foreign && stored.verified {
             self.stores.mark_in_redis(adopted.generation);
         }
         adopted
@@ -341,37 +502,108 @@ impl Refresher {
     /// Looks into Redis at each notice, and now and then, for as long as the
     /// process lives.
     pub(super) async fn poll_redis(self: Arc<Self>) {
-        let Some(redis) = &self.stores.redis else {
+        let Some(mut notices) = self.stores.notices() else {
             return;
         };
-        let mut notices = redis.notices();
         loop {
-            let _ = timeout(POLL, notices.changed()).await;
-            if let Ok(stored) = self.stores.load_redis().await {
-                self.consider(stored, false).await;
+            let is_news = timeout(POLL, notices.changed()).await.is_ok();
+            // A run that waits for others looks by itself.
+            if is_news && self.fleet.waits() {
+                continue;
+            }
+            if let Ok(entrance) = self.look_into_redis().await {
+                let (_, adopted) = self.consider(&entrance, false).await;
+                if adopted.is_none() {
+                    self.doubt_ours().await;
+                }
             }
         }
     }
 
-    /// Writes the latest verified token to Redis, again and again until it is there.
+    /// Another sidecar has seen our token refused: asks about it, once. So the
+    /// fleet stands ready to solve for one that cannot, without traffic too.
+    async fn doubt_ours(&self) {
+        let heard = |ours: &Arc<Published>| self.is_denied(&ours.token);
+        let Some(ours) = self.usable().filter(heard) else { return };
+        let asked_about = self.stores.doubted.swap(ours.generation.0, Ordering::Relaxed);
+        if asked_about != ours.generation.0 {
+            self.examine(&ours.candidate()).await;
+        }
+    }
+
+    /// Writes the latest verified token to Redis, again and again until it is
+    /// there, or something better.
     pub(super) async fn keep_redis(self: Arc<Self>) {
         let mut changes = self.cache.changes();
         let mut pause = FIRST_PAUSE;
+        let mut refusals = 0;
         loop {
             changes.borrow_and_update();
-            let missing = self.worth_saving(self.stores.in_redis.load(Ordering::Relaxed));
-            let saved = if let Some(published) = missing {
-                self.stores.save_redis(&published, self.clock.now()).await
-            } else {
-                self.stores.note_redis_complete();
-                true
-            };
-            let again = if saved { Duration::MAX } else { pause };
-            pause = if saved { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            let saving = self.save_to_redis().await;
+            refusals = if saving == Saving::Refused { refusals + 1 } else { 0 };
+            if saving == Saving::Refused && refusals <= MOST_REFUSALS {
+                continue;
+            }
+            let again = if saving == Saving::Done { Duration::MAX } else { pause };
+            pause =
+                if saving == Saving::Done { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             tokio::select! {
                 news = changes.changed() => if news.is_err() { return },
                 () = self.stores.lost.notified() => {}
                 () = sleep(again) => {}
+            }
+        }
+    }
+
+    async fn save_to_redis(&self) -> Saving {
+        let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
+            self.stores.note_redis_complete();
+            return Saving::Done;
+        };
+        let lease = self.fleet.owed_with(&published.token);
+        if !published.is_verified() {
+            if let Some(lease) = lease {
+                self.stores.share(&published, &lease, self.clock.now()).await;
+                self.fleet.settle();
+            } else {
+                self.stores.note_redis_complete();
+            }
+            return Saving::Done;
+        }
+        let saved = self.stores.in_redis.load(Ordering::Relaxed);
+        if published.generation.0 <= saved && lease.is_none() {
+            self.stores.note_redis_complete();
+            return Saving::Done;
+        }
+        match self.stores.commit(&published, lease.as_ref(), self.clock.now()).await {
+            Ok(Commit::Committed) => {
+                self.fleet.settle();
+                Saving::Done
+            }
+            Ok(refusal) => self.after_refusal(&published, refusal, lease.is_some()).await,
+            Err(NoAnswer) => Saving::Failed,
+        }
+    }
+
+    /// Something is stored that Redis would not replace: considers that.
+    async fn after_refusal(&self, ours: &Published, refusal: Commit, with_lease: bool) -> Saving {
+        debug!(generation = ours.generation.0, ?refusal, "token not saved to redis");
+        let Ok(entrance) = self.look_into_redis().await else {
+            return Saving::Failed;
+        };
+        let (considered, _) = self.consider(&entrance, false).await;
+        match after_refusal(refusal, considered, with_lease) {
+            Next::Leave => {
+                self.fleet.settle();
+                self.stores.mark_in_redis(ours.generation);
+                Saving::Done
+            }
+            Next::Replace { with_lease } => {
+                *lock(&self.stores.seen) = entrance.value;
+                if !with_lease {
+                    self.fleet.settle();
+                }
+                Saving::Refused
             }
         }
     }

@@ -132,6 +132,7 @@ impl Refresher {
             if missed && self.sources.solver_answers().await {
                 debug!("flaresolverr answers again");
                 self.schedule().lift();
+                self.fleet.solver_is_back();
                 self.woken.notify_one();
             }
         }

@@ -12,7 +12,7 @@ mod clock;
 pub(crate) mod env_file;
 mod error;
 mod jwt;
-mod redis;
+pub(crate) mod redis;
 
 use std::{fmt, sync::Arc};
 
@@ -25,7 +25,10 @@ pub use clock::{Clock, Timestamp};
 pub use env_file::EnvFile;
 pub use error::{RedisTrouble, StoreError};
 pub use jwt::TokenError;
-pub use redis::{RedisFacts, RedisStore, Stored};
+pub use redis::{
+    Commit, Denials, Entrance, LEASE, Lease, Owner, RedisFacts, RedisStore, Request, SharedBackoff,
+    Standing, Stored, ValueId, Wish,
+};
 
 use jwt::Claims;
 

@@ -1,7 +1,12 @@
-//! Where the upstream's connections are few, a client that gives its body slowly holds none.
+//! Where the upstream's connections are few, a client that is slow holds none.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::time::interval;
 
 use crate::support::client::{API, Request, Session, Way};
-use crate::support::http::{chunk, last_chunk};
+use crate::support::http::{Response, chunk, last_chunk};
 use crate::support::{World, until};
 
 const ECHO: &str = "/web/api/v2/echo";
@@ -35,6 +40,90 @@ async fn slow_uploads_leave_connections_to_others() {
         let response = upload.wire.response("POST").await;
         assert_eq!((response.status, response.text().as_str()), (200, "halfhalf"));
     }
+}
+
+/// An upload too large to be kept, of which a byte comes now and then; what is answered.
+async fn trickle(world: &World) -> Response {
+    let mut session = world.open(Way::Intercept).await;
+    let head = format!("POST {ECHO} HTTP/1.1\r\nHost: {API}\r\nContent-Length: 9000000\r\n\r\n");
+    session.wire.send(head).await;
+    let mut ticks = interval(Duration::from_millis(200));
+    let response = loop {
+        ticks.tick().await;
+        session.wire.send("x").await;
+        if session.wire.speaks_within(Duration::ZERO).await {
+            break session.wire.response("POST").await;
+        }
+    };
+    session.wire.closed().await;
+    response
+}
+
+async fn all_connections_are_taken(world: &World) {
+    until("all connections to be taken", async || {
+        let active = &["state=\"active\""];
+        world.sidecar.metric("sidecar_upstream_connections", active).await > 3.5
+    })
+    .await;
+}
+
+async fn limited(world: &World, limit: &str) -> f64 {
+    let label = format!("limit=\"{limit}\"");
+    world.sidecar.metric("sidecar_limited_total", &[&label]).await
+}
+
+#[tokio::test]
+async fn uploads_too_large_to_be_read_ahead_give_way_where_they_trickle() {
+    let world = world("4").await;
+    let others = async {
+        all_connections_are_taken(&world).await;
+        join_all((0..4).map(|_| world.get("/web/api/v2/x"))).await
+    };
+    let uploads = join_all((0..4).map(|_| trickle(&world)));
+    let (uploads, others) = tokio::join!(uploads, others);
+    assert!(others.iter().all(|other| other.status == 200), "{others:?}");
+    for upload in uploads {
+        let seen = (upload.status, upload.code());
+        assert_eq!(seen, (408, "bad_request".into()), "{upload:?}");
+        assert_eq!(upload.value("connection"), Some("close"));
+    }
+    assert!(limited(&world, "body_stall").await > 3.5);
+}
+
+#[tokio::test]
+async fn answers_that_nobody_takes_give_way() {
+    let world = world("4").await;
+    let mut readers = Vec::new();
+    for _ in 0..4 {
+        let mut session = world.open(Way::Intercept).await;
+        session.send(&Request::get("/web/api/v2/big/30000000")).await;
+        readers.push(session);
+    }
+    all_connections_are_taken(&world).await;
+    assert_eq!(world.get("/web/api/v2/x").await.status, 200);
+    assert!(limited(&world, "answer_stall").await > 0.5);
+    let ends = readers.iter_mut().map(|reader| reader.wire.try_response("GET"));
+    let ends = join_all(ends).await;
+    let cut = ends.iter().filter(|end| end.is_err()).count();
+    assert_eq!(cut, 1, "one was enough, and does not look whole");
+}
+
+#[tokio::test]
+async fn slow_upload_that_nobody_waits_behind_goes_on() {
+    let world = World::with(&[("WORKERS", "1"), ("UPSTREAM_CONNECTIONS", "2")]).await;
+    let upload = async {
+        let mut session = world.open(Way::Intercept).await;
+        let head =
+            format!("POST {ECHO} HTTP/1.1\r\nHost: {API}\r\nContent-Length: 9000000\r\n\r\n");
+        session.wire.send(head).await;
+        session.wire.speaks_within(Duration::from_secs(12)).await
+    };
+    let spoke = tokio::select! {
+        spoke = upload => spoke,
+        () = async { loop { assert_eq!(world.get("/web/api/v2/x").await.status, 200); } } => true,
+    };
+    assert!(!spoke, "it was not cut off");
+    assert!(limited(&world, "body_stall").await < 0.5);
 }
 
 #[tokio::test]

@@ -33,6 +33,8 @@ mod hints;
 mod hold;
 mod kubernetes;
 mod parent;
+mod redis_rights;
+mod redis_states;
 mod refusal;
 mod replay;
 mod resumption;

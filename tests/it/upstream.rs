@@ -111,6 +111,42 @@ async fn request_that_a_connection_took_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn get_whose_pooled_connection_the_shop_was_closing_is_sent_once_more() {
+    let world = World::with(&[("WORKERS", "1")]).await;
+    for method in ["GET", "HEAD", "OPTIONS"] {
+        let before = world.origin.requests_for("/web/api/v2/tired").len();
+        for way in Way::ALL {
+            assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+            let response = world.call(way, &Request::new(method, "/web/api/v2/tired")).await;
+            assert_eq!(response.status, 200, "{method} {way:?}: {response:?}");
+        }
+        let seen = world.origin.requests_for("/web/api/v2/tired").len() - before;
+        assert_eq!(seen, 2 * Way::ALL.len(), "{method}");
+    }
+    for method in ["POST", "DELETE", "GET"] {
+        let target = format!("/web/api/v2/tired?{method}");
+        assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+        let response = world.call(Way::Gateway, &Request::new(method, &target).body("x")).await;
+        let seen = (response.status, response.code());
+        assert_eq!(seen, (502, "upstream_protocol".into()), "{response:?}");
+        assert_eq!(world.origin.requests_for(&target).len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn get_that_breaks_a_fresh_connection_too_is_sent_twice_at_most() {
+    let world = World::with(&[("WORKERS", "1")]).await;
+    for number in 0..3 {
+        let target = format!("/web/api/v2/reset?{number}");
+        assert_eq!(world.get("/web/api/v2/warm").await.status, 200);
+        assert_eq!(world.get(&target).await.status, 502);
+        assert_eq!(world.origin.requests_for(&target).len(), 2, "{number}");
+        assert_eq!(world.get(&target).await.status, 502);
+        assert_eq!(world.origin.requests_for(&target).len(), 3, "by a fresh connection: once");
+    }
+}
+
+#[tokio::test]
 async fn connections_per_origin_are_capped_and_the_rest_queues() {
     let world = World::with(&[("UPSTREAM_CONNECTIONS", "4")]).await;
     let calls = (0..24).map(|number| {

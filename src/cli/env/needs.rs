@@ -1,10 +1,9 @@
 //! The variables that parsers need, and why.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use url::Url;
 
 use super::self_test;
-use crate::config::{Config, normalize_host};
+use crate::config::{Config, RedisSettings, normalize_host};
 
 /// What the user part of a URL may hold as it is (RFC 3986 §2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -166,9 +165,9 @@ fn unproxied(config: &Config) -> Vec<String> {
     let listeners = listeners.iter().filter(|ip| !ip.is_unspecified()).map(ToString::to_string);
     let solver = config.refresh.flaresolverr_url.as_ref().and_then(|url| url.host());
     let redis = config.stores.redis.as_ref();
-    let redis = redis.and_then(|redis| Url::parse(redis.url.expose()).ok());
-    let redis = redis.as_ref().and_then(Url::host_str);
-    let named = [config.advertise.url.host(), solver, redis].into_iter().flatten();
+    let redis = redis.map(RedisSettings::hosts).unwrap_or_default();
+    let named = [config.advertise.url.host(), solver].into_iter().flatten();
+    let named = named.chain(redis.iter().map(String::as_str));
     let all = NEIGHBOURS.map(str::to_owned).into_iter().chain(named.map(normalize_host));
     let api = config.api.hosts();
     let mut hosts = Vec::new();

@@ -20,7 +20,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::{StoreError, pause::Pause, place::Place};
+use super::{StoreError, pause::Pause, place::Place, script::code_within};
 use crate::config::RedisSettings;
 
 /// Bounds the connecting, and each answer.
@@ -162,7 +162,9 @@ pub(super) fn explained(error: &RedisError) -> StoreError {
 /// The code of the command that failed, rather than that of the whole batch.
 fn server_code(error: &RedisError) -> Option<String> {
     let commands = error.clone().into_server_errors();
-    let first = commands.as_deref().and_then(<[_]>::first);
-    let code = first.map(|(_, error)| error.code()).or(error.code());
-    code.map(str::to_owned)
+    let (code, detail) = match commands.as_deref().and_then(<[_]>::first) {
+        Some((_, error)) => (error.code(), error.details()),
+        None => (error.code()?, error.detail()),
+    };
+    Some(code_within(code, detail.unwrap_or_default()).to_owned())
 }

@@ -1,20 +1,28 @@
 //! The token in Redis, shared with other sidecars and with older programs.
 //!
-//! Three keys: the bare JWT, the cookies that came with it as a JSON object,
-//! and metadata of ours.
+//! Two keys that other programs share: the bare JWT, and the cookies that came
+//! with it as a JSON object. Beside them keys of ours, by which the sidecars of
+//! a fleet share one solve: metadata, the lease and what else is in `script.rs`.
 //!
 //! # Invariants
 //!
-//! - All three are written together or not at all, with the same time to live.
+//! - Token, cookies and metadata are written together or not at all, with the
+//!   same time to live.
 //! - What others may have written there is read with tolerance; nothing in it
 //!   can fail a load.
 //! - No operation lasts much longer than a second, and none panics.
 
+#[cfg(test)]
+mod conformance;
+mod fleet;
 mod link;
+#[cfg(test)]
+pub(crate) mod model;
 mod notices;
 mod pause;
 mod place;
 mod probe;
+mod script;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -29,9 +37,10 @@ use std::{
     time::Duration,
 };
 
-use redis::{Pipeline, pipe};
+use redis::pipe;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tracing::warn;
@@ -39,7 +48,16 @@ use tracing::warn;
 use super::{Clearance, Cookies, Published, StoreError, Timestamp, Token};
 use crate::config::RedisSettings;
 use link::Link;
+use script::{Keys, Scripts};
 
+#[cfg(test)]
+pub(crate) use fleet::{RawEntrance, committed};
+#[cfg(test)]
+pub(crate) use script::{Call, Operation};
+
+pub use fleet::{
+    Commit, Denials, Entrance, LEASE, Lease, Owner, Request, SharedBackoff, Standing, ValueId, Wish,
+};
 pub use probe::RedisFacts;
 
 /// The cookie from which older programs read the token.
@@ -90,11 +108,10 @@ struct Metadata {
 /// The keys in Redis. Connects when first used.
 pub struct RedisStore {
     link: Link,
+    scripts: Scripts,
     key: String,
     cookies_key: String,
-    metadata_key: String,
-    /// Where sidecars tell each other to look.
-    channel: String,
+    keys: Keys,
     notices: watch::Sender<u64>,
     ttl: Duration,
     /// Digests of unreadable values that have been reported.
@@ -110,9 +127,8 @@ impl RedisStore {
     pub fn new(settings: RedisSettings) -> Result<Self, StoreError> {
         Ok(Self {
             link: Link::new(&settings)?,
-            // The braces put the key into the same slot of a cluster.
-            metadata_key: format!("{{{}}}:meta", settings.key),
-            channel: format!("{{{}}}:events", settings.key),
+            scripts: Scripts::new(),
+            keys: Keys::new(&settings.key, &settings.cookies_key),
             notices: watch::Sender::new(0),
             key: settings.key,
             cookies_key: settings.cookies_key,
@@ -133,40 +149,28 @@ impl RedisStore {
         // One command, so that the values belong together. A key of another
         // type counts as absent.
         let mut commands = pipe();
-        commands.cmd("MGET").arg(&self.key).arg(&self.cookies_key).arg(&self.metadata_key);
+        commands.cmd("MGET").arg(&self.key).arg(&self.cookies_key).arg(self.keys.meta());
         let (values,): ([Option<Vec<u8>>; 3],) = self.link.run(&commands).await?;
         let [token, cookies, metadata] = values;
         let token = token.and_then(|value| self.read_token(&value));
         Ok(token.map(|token| self.stored(token, cookies.as_deref(), metadata.as_deref())))
     }
 
-    /// Writes the token, its cookies and the metadata, all or nothing. They
-    /// live as long as the token does, but no longer than the settings say.
-    ///
-    /// A token that has expired by `now` is not written.
+    /// Stores the token for whoever looks, as a program does that belongs to no
+    /// fleet: another program's value is replaced, a newer token of a sidecar's
+    /// is not.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the server did not confirm it, after about 1 s at
+    /// [`StoreError`] when the server did not confirm it, after about 3 s at
     /// most.
     pub async fn save(&self, published: &Published, now: Timestamp) -> Result<(), StoreError> {
-        let token = &published.token;
-        if !token.is_live(now) {
-            return Ok(());
+        let outcome = self.commit(published, None, None, now).await?;
+        if outcome == Commit::Foreign {
+            let look = Request { owner: Owner::random(), wish: Wish::None, known: Vec::new() };
+            let seen = self.enter(&look, 0).await?.value;
+            self.commit(published, None, seen.as_ref(), now).await?;
         }
-        let ttl = self.seconds_to_live(token, now);
-        let cookies = published.clearance.cookies().with_token(TOKEN_COOKIE, token);
-        let metadata = Metadata::of(published, now);
-        // Spelled out: on a server that refuses MULTI itself, for want of a
-        // password or a permission, the crate's own form of it panics. One
-        // pipeline is one write, so no other command gets in between.
-        let mut commands = pipe();
-        commands.cmd("MULTI").ignore();
-        set(&mut commands, &self.key, token.expose(), ttl);
-        set(&mut commands, &self.cookies_key, &json(&cookies), ttl);
-        set(&mut commands, &self.metadata_key, &metadata.json(), ttl);
-        commands.cmd("EXEC");
-        let _answers: redis::Value = self.link.run(&commands).await?;
         Ok(())
     }
 
@@ -215,11 +219,7 @@ impl RedisStore {
             self.report_unreadable(&self.cookies_key, value);
             return None;
         };
-        let raw = |(name, value)| match value {
-            Value::String(value) => Some((name, value)),
-            _ => None, // No cookie's value.
-        };
-        Some(Cookies::from_pairs(pairs.into_iter().filter_map(raw)))
+        Some(cookies(pairs))
     }
 
     fn report_unreadable(&self, key: &str, value: &[u8]) {
@@ -267,7 +267,16 @@ fn json(cookies: &Cookies) -> String {
     Value::Object(pairs.collect()).to_string()
 }
 
-fn set(commands: &mut Pipeline, key: &str, value: &str, ttl: u64) {
-    let command = commands.cmd("SET").arg(key).arg(value);
-    command.arg("EX").arg(ttl).ignore();
+/// What in a JSON object is a cookie.
+fn cookies(pairs: Map<String, Value>) -> Cookies {
+    let raw = |(name, value)| match value {
+        Value::String(value) => Some((name, value)),
+        _ => None, // No cookie's value.
+    };
+    Cookies::from_pairs(pairs.into_iter().filter_map(raw))
+}
+
+fn sha1_hex(bytes: &[u8]) -> String {
+    let digest = Sha1::digest(bytes);
+    digest.iter().fold(String::with_capacity(40), |text, byte| format!("{text}{byte:02x}"))
 }

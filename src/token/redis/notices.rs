@@ -42,7 +42,7 @@ impl RedisStore {
             debug!(%error, "no notices from redis for now");
             told &= *self.notices.borrow() == before;
             if let (StoreError::RedisRefused { .. }, false) = (&error, told) {
-                warn!(%error, channel = self.channel, "redis gives no notices");
+                warn!(%error, channel = self.keys.channel(), "redis gives no notices");
                 told = true;
             }
             sleep(pause::random(pause::LONGEST)).await;
@@ -51,7 +51,7 @@ impl RedisStore {
 
     /// Until the subscription ends.
     async fn listen(&self) -> Result<Infallible, StoreError> {
-        let (mut sink, mut notices) = self.link.follow(&self.channel).await?.split();
+        let (mut sink, mut notices) = self.link.follow(self.keys.channel()).await?.split();
         self.signal();
         loop {
             match timeout(SILENCE, notices.next()).await {

@@ -189,6 +189,8 @@ async fn the_keys_have_the_form_that_older_programs_read() {
     assert_eq!(cookies, expected);
     let metadata: String = server.command(&["GET", "{chitai_gorod_token}:meta"]).await;
     let expected = serde_json::json!({
+        "sha1": sha1_hex(bare.as_bytes()),
+        "epoch": 0,
         "sha256": published.token.digest_hex(),
         "source": "direct",
         "iat": 1,
@@ -450,8 +452,9 @@ async fn a_refused_command_shows_the_code_and_no_secret() {
     assert!(matches!(&error, StoreError::RedisRefused { code } if code == "NOPERM"), "{error:?}");
     assert!(!format!("{error} {error:?}").contains(published.token.expose()));
     assert!(server.store().load().await.unwrap().is_none());
-    let _: () = server.command(&["ACL", "SETUSER", "default", "+set", "-multi"]).await;
-    server.store().save(&published, NOW).await.unwrap_err();
+    let _: () = server.command(&["ACL", "SETUSER", "default", "+set", "-evalsha"]).await;
+    let error = server.store().save(&published, NOW).await.unwrap_err();
+    assert!(matches!(&error, StoreError::RedisRefused { code } if code == "NOPERM"), "{error:?}");
 }
 
 #[tokio::test]

@@ -34,10 +34,14 @@ impl Sentinel {
         let port = free.local_addr().unwrap().port();
         drop(free);
         let listen = if more.contains("tls-port") { 0 } else { port };
+        let (own, shared): (Vec<_>, Vec<_>) =
+            more.lines().partition(|line| line.starts_with("sentinel "));
         let text = format!(
-            "port {listen}\nbind 127.0.0.1\ndir {}\n{}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n",
+            "port {listen}\nbind 127.0.0.1\ndir {}\n{}\n\
+             sentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n{}\n",
             folder.path().display(),
-            more.replace("tls-port", &format!("tls-port {port}")),
+            shared.join("\n").replace("tls-port", &format!("tls-port {port}")),
+            own.join("\n"),
         );
         let file = folder.path().join("sentinel.conf");
         fs::write(&file, text).unwrap();
@@ -62,15 +66,23 @@ impl Sentinel {
         assert!(kill.status().unwrap().success());
     }
 
-    /// From now on it names another server.
-    async fn point_to(&self, primary: u16) {
+    async fn ask<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-        let mut remove = redis::cmd("SENTINEL");
-        let () = remove.arg("REMOVE").arg(SERVICE).query_async(&mut connection).await.unwrap();
-        let mut monitor = redis::cmd("SENTINEL");
-        monitor.arg("MONITOR").arg(SERVICE).arg("127.0.0.1").arg(primary).arg(1);
-        let () = monitor.query_async(&mut connection).await.unwrap();
+        redis::cmd("SENTINEL").arg(words).query_async(&mut connection).await.unwrap()
+    }
+
+    /// From now on it names another server.
+    async fn point_to(&self, primary: u16) {
+        let () = self.ask(&["REMOVE", SERVICE]).await;
+        let () = self.ask(&["MONITOR", SERVICE, "127.0.0.1", &primary.to_string(), "1"]).await;
+    }
+
+    /// How many replicas it could put in the primary's place.
+    async fn replicas(&self) -> usize {
+        let replicas: Vec<std::collections::HashMap<String, String>> =
+            self.ask(&["REPLICAS", SERVICE]).await;
+        replicas.iter().filter(|replica| replica["master-link-status"] == "ok").count()
     }
 }
 
@@ -136,6 +148,55 @@ async fn a_demoted_primary_is_left_at_its_first_refusal() {
     let _: () = old.command(&["REPLICAOF", "127.0.0.1", &new.port.to_string()]).await;
     timed(store.save(&published(true), NOW)).await.unwrap();
     assert_eq!(new.command::<u64>(&["DBSIZE"]).await, 3);
+}
+
+/// A primary and its replica, and a Sentinel that fails over within a second or two.
+async fn group() -> (Server, Server, Sentinel) {
+    let primary = Server::start(&[]).await;
+    let port = primary.port.to_string();
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &port]).await;
+    let settings = format!(
+        "sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 3000"
+    );
+    let sentinel = Sentinel::with(primary.port, &settings).await;
+    while sentinel.replicas().await == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    (primary, replica, sentinel)
+}
+
+/// Saves until it is done; the time bounds a fail-over and the pauses in it.
+async fn saved(store: &RedisStore) {
+    let save = async {
+        while timed(store.save(&published(true), NOW)).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), save).await.expect("a primary");
+}
+
+#[tokio::test]
+async fn a_primary_that_freezes_is_left_for_its_replica_and_not_used_when_it_wakes() {
+    let (old, new, sentinel) = group().await;
+    let store = RedisStore::new(by(&[sentinel.port])).unwrap();
+    let mut follower = Follower::of(by(&[sentinel.port]));
+    saved(&store).await;
+    follower.signal_within(BOUND).await;
+    old.signal("-STOP");
+    saved(&store).await;
+    let _: () = new.command(&["CONFIG", "RESETSTAT"]).await;
+    // It takes itself for the primary still.
+    old.signal("-CONT");
+    for _ in 0..20 {
+        timed(store.save(&published(true), NOW)).await.unwrap();
+        assert!(timed(store.load()).await.unwrap().is_some());
+    }
+    let stats: String = new.command(&["INFO", "commandstats"]).await;
+    assert!(stats.contains("cmdstat_evalsha:calls=20,"), "{stats}");
+    // The subscription was at the old one, too.
+    follower.signal_within(notices::SILENCE + pause::LONGEST + BOUND).await;
+    let heard: u64 = new.command(&["PUBLISH", "{chitai_gorod_token}:events", "{}"]).await;
+    assert_eq!(heard, 1);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@
 //! | `/v2/slow/<ms>` | answers after that time |
 //! | `/v2/big/<bytes>`, `/v2/big-chunked/<bytes>` | a long body, the latter with trailers |
 //! | `/v2/close-delimited`, `/v2/short`, `/v2/hang`, `/v2/reset`, `/v2/garbage` | as they say |
+//! | `/v2/tired` | hangs up on a connection that has answered before |
 //! | `/v2/status/<code>` | that status with JSON |
 //! | scripted ([`Origin::script`]) | those bytes |
 //! | anything else | 200 with the target as body |
@@ -490,7 +491,7 @@ async fn converse(stream: TcpStream, shared: Arc<Shared>) {
             Err(_) => return,
         },
     };
-    let mut talk = Talk { wire: wire.above(socket), shared };
+    let mut talk = Talk { wire: wire.above(socket), shared, heads: 0 };
     let _ = talk.serve().await;
 }
 
@@ -515,6 +516,8 @@ async fn greet(mut wire: Wire, greeting: Greeting) -> io::Result<()> {
 struct Talk {
     wire: Wire,
     shared: Arc<Shared>,
+    /// Requests that have come by it.
+    heads: usize,
 }
 
 /// What to do with the connection after an answer.
@@ -572,6 +575,7 @@ impl Talk {
 
     async fn answer(&mut self, head: Head) -> io::Result<Next> {
         let index = self.record(head.clone());
+        self.heads += 1;
         let request = self.shared.requests.lock().unwrap()[index].clone();
         self.die_if_due(&request);
         let path = request.path().to_owned();
@@ -776,6 +780,7 @@ impl Talk {
                 Ok(Next::Close)
             }
             "hang" => self.hang().await,
+            "tired" if self.heads > 1 => Ok(Next::Close),
             "reset" => Err(io::ErrorKind::ConnectionReset.into()),
             "garbage" => {
                 self.wire.try_send("this is not HTTP\r\n\r\n").await?;

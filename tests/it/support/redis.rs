@@ -145,9 +145,53 @@ impl Redis {
 
     /// Makes it a replica of a server that does not exist.
     pub(crate) async fn become_replica(&self) {
+        self.command::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    }
+
+    /// Runs the words as a command.
+    pub(crate) async fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let mut connection = self.connect().await.unwrap();
-        let mut command = redis::cmd("REPLICAOF");
-        let (): () = command.arg("127.0.0.1").arg(1).query_async(&mut connection).await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
+    /// Runs the words as a command of another user; the error as text.
+    pub(crate) async fn command_as(
+        &self,
+        user: &str,
+        password: &str,
+        words: &[&str],
+    ) -> Result<redis::Value, String> {
+        let info = self.url().into_connection_info().unwrap();
+        let login = info.redis_settings().clone().set_username(user).set_password(password);
+        let client = redis::Client::open(info.set_redis_settings(login)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::cmd(words[0]);
+        let answer = command.arg(&words[1..]).query_async(&mut connection).await;
+        answer.map_err(|error| error.to_string())
+    }
+
+    /// The text at `key` in another database.
+    pub(crate) async fn get_in(&self, database: u32, key: &str) -> Option<String> {
+        let mut commands = redis::pipe();
+        commands.cmd("SELECT").arg(database).ignore().cmd("GET").arg(key);
+        let mut connection = self.connect().await.unwrap();
+        let (value,) = commands.query_async(&mut connection).await.unwrap();
+        value
+    }
+
+    /// Puts a text there.
+    pub(crate) async fn set_in(&self, database: u32, key: &str, value: &str) {
+        let mut commands = redis::pipe();
+        commands.cmd("SELECT").arg(database).ignore().cmd("SET").arg(key).arg(value).ignore();
+        let mut connection = self.connect().await.unwrap();
+        let (): () = commands.query_async(&mut connection).await.unwrap();
+    }
+
+    /// Asks for this password from now on.
+    pub(crate) async fn change_password(&mut self, password: &str) {
+        self.command::<()>(&["CONFIG", "SET", "requirepass", password]).await;
+        self.password = Some(password.to_owned());
     }
 
     /// Every key with its value, in order.

@@ -1,0 +1,232 @@
+//! A run of a sidecar that shares Redis with others: does what its turn says.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::debug;
+
+use super::super::error::RefreshError;
+use super::super::lock;
+use super::super::refresher::Refresher;
+use super::super::run::{Cause, Outcome, Solution};
+use super::super::{SourceKind, stores::NoAnswer};
+use super::turn::{Action, Door, End, Event, Turn};
+use crate::token::{
+    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, ValueId, Wish,
+};
+
+/// What a lease that is not needed any more may cost at the end of the process.
+const RELEASE: Duration = Duration::from_secs(1);
+
+/// What a turn has brought so far.
+struct Gains {
+    /// Kept from one look to the next, so that no notice in between is lost.
+    notices: Option<watch::Receiver<u64>>,
+    entrance: Option<Entrance>,
+    adopted: Option<Arc<Published>>,
+    solution: Option<Solution>,
+    error: Option<RefreshError>,
+}
+
+impl Cause {
+    fn wish(self, usable: bool) -> Wish {
+        match self {
+            Self::ByHand => Wish::Force,
+            // A run for the wall's sake may well be in vain.
+            Self::Walled => Wish::Routine,
+            Self::Due | Self::Start if usable => Wish::Routine,
+            Self::Due | Self::Start | Self::Refused | Self::Missing => Wish::Needed,
+        }
+    }
+}
+
+impl Refresher {
+    /// Gets a token as one of a fleet: adopts what another sidecar has got, or
+    /// solves while the others wait.
+    pub(in crate::refresh) async fn take_turn(
+        &self,
+        cause: Cause,
+    ) -> Result<Arc<Published>, RefreshError> {
+        let mut turn = self.new_turn(cause);
+        let mut gains = Gains {
+            notices: self.stores.notices(),
+            entrance: None,
+            adopted: None,
+            solution: None,
+            error: None,
+        };
+        let mut action = turn.begin(Instant::now());
+        loop {
+            let event = match action {
+                Action::Enter(request) => self.ask_in(&request, &mut gains).await,
+                Action::Consider => self.consider_found(cause, &mut gains).await,
+                Action::Solve => self.solve_in_turn(cause, &mut turn, &mut gains).await,
+                Action::HandOn(lease) => self.hand_on(&lease).await,
+                Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
+                Action::End(end) => {
+                    *lock(&self.fleet.past) = turn.past();
+                    return self.end_turn(end, gains);
+                }
+            };
+            action = turn.step(Instant::now(), event);
+            *lock(&self.fleet.lease) = turn.lease().cloned();
+        }
+    }
+
+    fn new_turn(&self, cause: Cause) -> Turn {
+        let wish = cause.wish(self.usable().is_some());
+        let known = self.cache.current().map(|current| ValueId::of_token(&current.token));
+        let past = *lock(&self.fleet.past);
+        Turn::new(wish, Owner::random(), known, past, Rng::new(), Instant::now())
+    }
+
+    async fn ask_in(&self, request: &Request, gains: &mut Gains) -> Event {
+        if let Some(notices) = &mut gains.notices {
+            notices.mark_unchanged();
+        }
+        let entrance = self.enter(request).await.ok();
+        if let Some(entrance) = &entrance {
+            debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
+        }
+        let door = entrance.as_ref().map(Door::of);
+        gains.entrance = entrance;
+        Event::Entered(door)
+    }
+
+    async fn consider_found(&self, cause: Cause, gains: &mut Gains) -> Event {
+        let started = Instant::now();
+        if let Some(entrance) = &gains.entrance {
+            gains.adopted = self.consider_all(entrance, cause.is_doubt()).await;
+        }
+        if gains.adopted.is_some() {
+            self.metrics.refresh_finished(Source::Redis.as_str(), "ok", started.elapsed());
+        }
+        Event::Considered { adopted: gains.adopted.is_some() }
+    }
+
+    async fn solve_in_turn(&self, cause: Cause, turn: &mut Turn, gains: &mut Gains) -> Event {
+        let solve = self.solve(cause);
+        tokio::pin!(solve);
+        let solved = loop {
+            let renewal = self.renew_when_due(turn);
+            tokio::select! {
+                biased;
+                solved = &mut solve => break solved,
+                (sent_at, answer) = renewal => {
+                    turn.renewed(sent_at, answer);
+                    *lock(&self.fleet.lease) = turn.lease().cloned();
+                }
+            }
+        };
+        match solved {
+            Ok(solution) => {
+                gains.solution = Some(solution);
+                Event::Solved
+            }
+            Err(error) => {
+                let away = error.is_unreachable(SourceKind::FlareSolverr);
+                gains.error = Some(error);
+                Event::SolveFailed { away }
+            }
+        }
+    }
+
+    /// Renews the lease at its time; never ready without one.
+    async fn renew_when_due(&self, turn: &Turn) -> (Instant, Option<bool>) {
+        let (Some(due), Some(lease)) = (turn.renew_at(), turn.lease()) else {
+            return std::future::pending().await;
+        };
+        sleep_until(due).await;
+        let sent_at = Instant::now();
+        (sent_at, self.stores.renew(&lease.owner).await.ok())
+    }
+
+    async fn hand_on(&self, lease: &Lease) -> Event {
+        let handed = self.stores.hand_on(lease).await.ok();
+        debug!(epoch = lease.epoch, handed = handed == Some(true), "lease handed on");
+        Event::HandedOn(handed)
+    }
+
+    async fn wait_in_turn(&self, until: Instant, gains: &mut Gains) -> Event {
+        self.fleet.waits.store(true, Ordering::Relaxed);
+        let noticed = async {
+            match &mut gains.notices {
+                Some(notices) => drop(notices.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            () = noticed => Event::Notice,
+            () = sleep_until(until) => Event::Timer,
+        };
+        self.fleet.waits.store(false, Ordering::Relaxed);
+        event
+    }
+
+    fn end_turn(&self, end: End, gains: Gains) -> Result<Arc<Published>, RefreshError> {
+        match (end, gains) {
+            (End::Adopted, Gains { adopted: Some(adopted), .. }) => Ok(adopted),
+            (End::Publish(lease), Gains { solution: Some(solution), .. }) => {
+                *lock(&self.fleet.lease) = lease;
+                self.fleet.owe(&solution.candidate.token);
+                Ok(self.put_out(solution))
+            }
+            (End::Elsewhere(backoff), _) => Err(RefreshError::Elsewhere(backoff)),
+            (End::TooSoon(left), _) => Err(RefreshError::Alone(left)),
+            (_, Gains { error: Some(error), .. }) => Err(error),
+            _ => Err(RefreshError::Stopped),
+        }
+    }
+
+    /// Asks Redis who is to solve, and hears what the API has refused elsewhere.
+    pub(in crate::refresh) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
+        let entrance = self.stores.enter(request).await?;
+        self.denied.hear(&entrance.denials.digests);
+        if self.fleet.end_pause_alone() {
+            self.schedule().lift();
+            self.woken.notify_one();
+        }
+        Ok(entrance)
+    }
+
+    /// What lies in Redis, whoever's turn it is.
+    pub(in crate::refresh) async fn look_into_redis(&self) -> Result<Entrance, NoAnswer> {
+        self.enter(&Request { owner: Owner::random(), wish: Wish::None, known: Vec::new() }).await
+    }
+
+    /// The run has ended: tells the others, beside it.
+    pub(in crate::refresh) fn leave_turn(self: &Arc<Self>, outcome: &Outcome) {
+        let Some(lease) = self.fleet.take_lease() else { return };
+        let backoff = outcome.as_ref().err().and_then(|error| self.backoff_of(error));
+        let this = Arc::clone(self);
+        self.handle.spawn(async move {
+            match backoff {
+                Some(backoff) => this.stores.fail(&lease, &backoff).await.ok(),
+                None => this.stores.release(&lease.owner).await.ok(),
+            }
+        });
+    }
+
+    /// What the others are to know of an own failure.
+    fn backoff_of(&self, error: &RefreshError) -> Option<SharedBackoff> {
+        let pause = self.schedule().pause(Instant::now())?;
+        Some(SharedBackoff {
+            error: error.to_string(),
+            failures: pause.failures,
+            routine: pause.routine,
+            left: pause.left,
+            epoch: 0,
+        })
+    }
+
+    /// The process ends: whoever waits for this run is to go on at once.
+    pub(in crate::refresh) async fn leave_fleet(&self) {
+        if let Some(lease) = self.fleet.take_lease() {
+            let _ = timeout(RELEASE, self.stores.release(&lease.owner)).await;
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! How the sidecars that share one Redis share one solve.
+//!
+//! [`turn`] and [`keeping`] decide, without I/O; `drive.rs` does what they say.
+//!
+//! # Invariants
+//!
+//! - Redis delays no answer: a token is published before it is committed.
+//! - What decides is what Redis holds, never the clock of another host.
+
+mod drive;
+mod keeping;
+#[cfg(test)]
+mod simulation;
+mod turn;
+#[cfg(test)]
+mod turn_tests;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::lock;
+use crate::token::{Lease, Token};
+
+pub(super) use keeping::{Considered, Next, after_refusal};
+pub(super) use turn::ALONE_PAUSE;
+use turn::Past;
+
+/// What a sidecar remembers of its part in the fleet.
+#[derive(Default)]
+pub(super) struct Fleet {
+    past: Mutex<Past>,
+    /// The lease of the run in flight.
+    lease: Mutex<Option<Lease>>,
+    /// The token that is to be committed with a lease.
+    owed: Mutex<Option<(Token, Lease)>>,
+    /// The back-off that is on is there for want of Redis.
+    pauses_alone: AtomicBool,
+    /// The run in flight waits for others, and looks by itself.
+    waits: AtomicBool,
+}
+
+impl Fleet {
+    /// The solver, which was away, is back.
+    pub(super) fn solver_is_back(&self) {
+        lock(&self.past).solver_is_back();
+    }
+
+    /// A back-off has begun, for want of Redis.
+    pub(super) fn pause_alone(&self) {
+        self.pauses_alone.store(true, Ordering::Relaxed);
+    }
+
+    /// Redis is there. Returns whether a back-off was on for want of it.
+    fn end_pause_alone(&self) -> bool {
+        self.pauses_alone.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the run in flight looks into Redis by itself.
+    pub(super) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// The lease of the run, for whoever gives it back.
+    pub(super) fn take_lease(&self) -> Option<Lease> {
+        self.waits.store(false, Ordering::Relaxed);
+        lock(&self.lease).take()
+    }
+
+    /// `token` is to be committed with the run's lease.
+    fn owe(&self, token: &Token) {
+        let lease = self.take_lease();
+        *lock(&self.owed) = lease.map(|lease| (token.clone(), lease));
+    }
+
+    /// The lease that `token` is to be committed with.
+    pub(super) fn owed_with(&self, token: &Token) -> Option<Lease> {
+        lock(&self.owed).as_ref().filter(|(owed, _)| owed == token).map(|(_, lease)| lease.clone())
+    }
+
+    /// The lease is gone, in whatever way.
+    pub(super) fn settle(&self) {
+        lock(&self.owed).take();
+    }
+}

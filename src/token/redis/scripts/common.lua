@@ -1,0 +1,43 @@
+-- What every script begins with. Time comes from PX and PTTL alone, and a value that others may have put under a key of
+-- ours fails nothing.
+local TOKEN, COOKIES, META, LEASE, EPOCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local UNVERIFIED, BACKOFF, DENIED, TRIES = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local CHANNEL, OWNER = ARGV[1], ARGV[2]
+
+-- MGET, since a key of another type then counts as absent.
+local function text(key)
+  return redis.call('MGET', key)[1] or nil
+end
+
+local function object(value)
+  local read, decoded = pcall(cjson.decode, value or '')
+  return read and type(decoded) == 'table' and decoded or nil
+end
+
+local function number(value)
+  return type(value) == 'number' and value or nil
+end
+
+local function whole(value)
+  return string.format('%.0f', value)
+end
+
+local function fitting_meta(token)
+  local meta = object(text(META))
+  return token and meta and meta.sha1 == redis.sha1hex(token) and meta or nil
+end
+
+local function last_epoch()
+  return tonumber(text(EPOCH) or '') or 0
+end
+
+local function is_denied(sha256)
+  if type(sha256) ~= 'string' then return false end
+  return type(redis.pcall('ZSCORE', DENIED, sha256)) == 'string'
+end
+
+-- How many heard it.
+local function tell(event, epoch)
+  return redis.call('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
+end
+
