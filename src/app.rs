@@ -455,7 +455,7 @@ fn start_workers(
         connections: config.limits.connections,
         client_connections: config.limits.client_connections,
         networks: config.access.client_networks.clone(),
-        refusal: ProxyError::too_many_connections(),
+        refusals: ProxyError::refusals(),
     };
     let make = {
         let proxy = Arc::clone(proxy);

@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use super::replay::{BodyError, ReplayBody};
 
 use super::credentials::{self, OwnCookies, OwnToken};
-use super::head::{HeadWatch, Inspected, Resettable};
+use super::head::{HeadWatch, Inspected, Resettable, Subject};
 use super::replay::Replay;
 use super::service::address_of;
 use super::watch::Watches;
@@ -71,9 +71,12 @@ pub async fn judge_heads(reads: Vec<Vec<u8>>) -> Vec<Judged> {
     judged.into_inner()
 }
 
-fn judge(head: Result<(), ProxyError>, request: http::Request<Incoming>) -> (Judged, Incoming) {
+fn judge(
+    head: Result<Subject, ProxyError>,
+    request: http::Request<Incoming>,
+) -> (Judged, Incoming) {
     let (parts, body) = request.into_parts();
-    let checked = head.and_then(|()| gate::check(&parts));
+    let checked = head.and_then(|_| gate::check(&parts));
     let status = checked.map_or_else(|error| error.into_response().status().as_u16(), |()| 200);
     let default_port = parts.uri.scheme_str().map(|it| if it == "https" { 443 } else { 80 });
     (Judged { status, address: address_of(&parts.uri, default_port) }, body)

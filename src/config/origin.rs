@@ -25,8 +25,11 @@ impl ApiOrigin {
         let uri: Uri = text.parse().map_err(|_| problem())?;
         let authority = uri.authority().ok_or_else(problem)?;
         let plain = uri.query().is_none() && !authority.as_str().contains('@');
-        if uri.scheme_str() != Some("https") || !plain || !has_usable_port(authority) {
+        if uri.scheme_str() != Some("https") || !plain || !is_address(authority) {
             return Err(problem());
+        }
+        if !has_usable_port(authority) {
+            return Err(format!("the port of {authority} is not usable, expected 1 to 65535"));
         }
         Ok(Self {
             host: normalize_host(authority.host()),
@@ -91,16 +94,20 @@ mod tests {
         let origin = ApiOrigin::parse("https://A.test:8443/api/").unwrap();
         assert_eq!((&*origin.host, origin.port, &*origin.prefix), ("a.test", 8443, "/api"));
         assert_eq!(ApiOrigin::parse("https://[::1]").unwrap().authority(), "[::1]");
+        for port in ["99999", "0", ""] {
+            let problem = ApiOrigin::parse(&format!("https://a.test:{port}/api")).unwrap_err();
+            let expected = format!("the port of a.test:{port} is not usable, expected 1 to 65535");
+            assert_eq!(problem, expected);
+        }
         for text in [
-            "https://a.test:99999",
-            "https://a.test:0",
-            "https://a.test:",
             "https://a:1[::1]:2",
             "https://.",
             "https://u@a.test",
+            "https://u@a.test:0",
             "http://a.test",
         ] {
-            assert!(ApiOrigin::parse(text).is_err(), "{text}");
+            let problem = ApiOrigin::parse(text).unwrap_err();
+            assert!(problem.starts_with("expected origins such as"), "{text}: {problem}");
         }
     }
 }

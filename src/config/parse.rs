@@ -1,8 +1,8 @@
 //! Values with a small grammar of their own: destinations and networks.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::normalize_host;
 
@@ -59,7 +59,7 @@ impl AllowedHost {
         };
         let suffix = name.strip_prefix("*.");
         let is_usable = is_name(suffix.unwrap_or(&name)) && port != Some(0);
-        let name = match (network(&name), suffix) {
+        let name = match (network(&name)?, suffix) {
             (Some(network), _) if port != Some(0) => AllowedName::Network(network),
             (None, Some(suffix)) if is_usable => AllowedName::Suffix(format!(".{suffix}")),
             (None, None) if is_usable => AllowedName::Exact(name),
@@ -101,7 +101,7 @@ pub(super) fn networks(text: &str) -> Result<Vec<IpNet>, String> {
     if text == "private" {
         return Ok(PRIVATE.iter().filter_map(|net| net.parse().ok()).collect());
     }
-    network(text).map(|net| vec![net]).ok_or_else(|| {
+    network(text)?.map(|net| vec![net]).ok_or_else(|| {
         format!("{text:?} is no network, expected a CIDR such as 10.0.0.0/8, or private")
     })
 }
@@ -119,13 +119,23 @@ pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn network(text: &str) -> Option<IpNet> {
+/// Reads a CIDR or address; `None` where it is neither. An address with the
+/// length of a network is more often a slip than a wish for all of that.
+fn network(text: &str) -> Result<Option<IpNet>, String> {
     let address = || text.parse::<IpAddr>().ok().map(IpNet::from);
-    text.parse::<IpNet>().ok().or_else(address)
+    match text.parse::<IpNet>() {
+        Ok(net) if net.addr() != net.network() => Err(format!(
+            "{text:?} is an address within a network, expected the network, {}, or the address \
+             alone",
+            net.trunc()
+        )),
+        Ok(net) => Ok(Some(net)),
+        Err(_) => Ok(address()),
+    }
 }
 
 fn is_bare_ipv6(text: &str) -> bool {
-    network(text).is_some_and(|net| net.addr().is_ipv6())
+    text.parse::<Ipv6Addr>().is_ok() || text.parse::<Ipv6Net>().is_ok()
 }
 
 fn host_port(text: &str) -> Option<(String, u16)> {
@@ -190,6 +200,21 @@ mod tests {
         ] {
             assert!(AllowedHost::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_address_within_a_network_is_neither() {
+        for (text, network) in [
+            ("10.0.0.1/8", "10.0.0.0/8"),
+            ("10.0.0.1/8:80", "10.0.0.0/8"),
+            ("fd00::1/8", "fd00::/8"),
+            ("[fd00::1/8]:80", "fd00::/8"),
+        ] {
+            let problem = AllowedHost::parse(text).unwrap_err();
+            assert!(problem.contains(&format!("the network, {network}, or")), "{problem}");
+        }
+        assert!(networks("172.17.0.1/16").unwrap_err().contains("172.17.0.0/16"));
+        assert_eq!(networks("172.17.0.1/32").unwrap(), ["172.17.0.1/32".parse().unwrap()]);
     }
 
     #[test]

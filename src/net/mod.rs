@@ -28,4 +28,4 @@ pub use guarded::Guarded;
 pub use parent::ParentError;
 pub use resolve::{NoAnswer, ResolveError, Resolver, Servers};
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
-pub use workers::{Admitted, Client, ClientLimits, Door, Worker, Workers};
+pub use workers::{Admitted, Client, ClientLimits, Door, Refusals, Worker, Workers};

@@ -67,8 +67,20 @@ pub struct ClientLimits {
     pub client_connections: usize,
     /// Networks that clients may come from.
     pub networks: Vec<IpNet>,
-    /// What a connection over one of the limits is told before it is closed.
-    pub refusal: Bytes,
+    /// What a client over one of the limits is told.
+    pub refusals: Refusals,
+}
+
+/// What a client that is one too many is told before it is closed, by the limit
+/// it ran into: each a whole answer.
+#[derive(Clone, Debug, Default)]
+pub struct Refusals {
+    /// `MAX_CONNECTIONS`.
+    pub connections: Bytes,
+    /// `MAX_CLIENT_CONNECTIONS`.
+    pub client_connections: Bytes,
+    /// The system's limit of open files.
+    pub descriptors: Bytes,
 }
 
 /// A worker as its handler sees it.
@@ -292,7 +304,9 @@ impl Accept {
         let mut admitted = match self.gate.admit(&stream, address.ip()) {
             Ok(admitted) => admitted,
             // Inside TLS there is nothing to be told.
-            Err(Turned::Over) if door == Door::Proxy => return self.gate.tell(stream),
+            Err(Turned::Over(refusal)) if door == Door::Proxy => {
+                return self.gate.tell(stream, refusal);
+            }
             Err(_) => return,
         };
         let load = |index: usize| self.peers[index].connections.load(Ordering::Relaxed);
@@ -392,8 +406,8 @@ struct Gate {
 enum Turned {
     /// It is none of ours.
     Stranger,
-    /// One too many.
-    Over,
+    /// It is one too many, and this says of what.
+    Over(Bytes),
 }
 
 impl Gate {
@@ -427,26 +441,27 @@ impl Gate {
         }
         let admitted = Admitted::count(self, ip);
         let (open, of_client) = (self.open.load(Ordering::Relaxed), admitted.of_client);
-        let exceeded = if is_of_reserve(stream) {
+        let refusals = &self.limits.refusals;
+        let (exceeded, refusal) = if is_of_reserve(stream) {
             let _ = self.shortage.met("the last file descriptors are for the clients that are in");
-            Limit::Descriptors
+            (Limit::Descriptors, &refusals.descriptors)
         } else if open > self.limits.connections {
-            Limit::Connections
+            (Limit::Connections, &refusals.connections)
         } else if of_client > self.limits.client_connections {
-            Limit::ClientConnections
+            (Limit::ClientConnections, &refusals.client_connections)
         } else {
             return Ok(admitted);
         };
         self.metrics.limited(exceeded);
-        Err(Turned::Over)
+        debug!(client.addr = %ip, limit = exceeded.as_str(), open, of_client, "client turned away");
+        Err(Turned::Over(refusal.clone()))
     }
 
-    /// Tells a client that it is one too many, in a local task.
-    fn tell(&self, stream: TcpStream) {
+    /// Tells a client why it is one too many, in a local task.
+    fn tell(&self, stream: TcpStream, refusal: Bytes) {
         let Ok(place) = Arc::clone(&self.partings).try_acquire_owned() else {
             return;
         };
-        let refusal = self.limits.refusal.clone();
         tokio::task::spawn_local(async move {
             let _ = timeout(PARTING, part(stream, &refusal)).await;
             drop(place);
@@ -522,7 +537,7 @@ mod tests {
             connections: 10,
             client_connections: 10,
             networks: vec!["127.0.0.0/8".parse().unwrap()],
-            refusal: Bytes::new(),
+            refusals: Refusals::default(),
         };
         let (sender, served) = mpsc::channel();
         let make = move |_: &Worker| {

@@ -136,6 +136,11 @@ pub(super) fn presents(headers: &HeaderMap, field: &HeaderName, expected: &Secre
     headers.get_all(field).iter().any(|value| is_basic(value, expected))
 }
 
+/// Whether `field` of `headers` holds Basic credentials, right or wrong.
+pub(super) fn presents_any(headers: &HeaderMap, field: &HeaderName) -> bool {
+    headers.get_all(field).iter().any(|value| basic(value).is_some())
+}
+
 /// `headers` without the `Authorization` fields that hold `expected`: they
 /// were for this proxy.
 pub(super) fn without_basic(headers: &HeaderMap, expected: &Secret) -> HeaderMap {
@@ -145,11 +150,14 @@ pub(super) fn without_basic(headers: &HeaderMap, expected: &Secret) -> HeaderMap
 }
 
 fn is_basic(value: &HeaderValue, expected: &Secret) -> bool {
-    let given = value.to_str().ok();
-    let given = given.and_then(|text| text.split_once(' '));
-    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
-    let given = given.and_then(|(_, pair)| BASE64_STANDARD.decode(pair.trim()).ok());
+    let given = basic(value).and_then(|pair| BASE64_STANDARD.decode(pair.trim()).ok());
     given.is_some_and(|pair| expected.is(&pair))
+}
+
+/// What stands behind the scheme, where that is Basic.
+fn basic(value: &HeaderValue) -> Option<&str> {
+    let (scheme, pair) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("basic").then_some(pair)
 }
 
 struct TokenCookie<'a> {

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use super::body::AnswerBody;
 use crate::hints::LocalHost;
-use crate::net::{DialError, Found, ParentError, ResolveError, SendError};
+use crate::net::{DialError, Found, ParentError, Refusals, ResolveError, SendError};
 use crate::refresh::{FailureReason, RefreshFailure};
 
 /// The field that tells who made or changed an answer.
@@ -32,6 +32,11 @@ pub enum ProxyError {
     /// The client's fault: a transfer coding that is not `chunked`.
     #[error("the transfer coding is not supported, only chunked is")]
     UnknownCoding,
+    /// The client's fault: a TRACE that was meant to end here. It would give back
+    /// what it carried, credentials among it, and nobody needs that; only the
+    /// upstream may do so.
+    #[error("Max-Forwards ends the TRACE here, and it is not answered here")]
+    TraceEndsHere,
     /// The client's fault: too many fields, or too large ones.
     #[error("the head has more than {fields} fields or {bytes} bytes")]
     HeaderTooLarge {
@@ -44,10 +49,12 @@ pub enum ProxyError {
     #[error("the Host field names another host than the CONNECT request")]
     Misdirected,
     /// The client must present the credentials of `PROXY_AUTH`.
-    #[error("credentials are required")]
+    #[error("{}", if *.given { "the credentials are wrong" } else { "credentials are required" })]
     AuthRequired {
         /// At the gateway we are the origin: 401 instead of 407.
         gateway: bool,
+        /// It has presented others.
+        given: bool,
     },
     /// The gateway has no API origin for the host or path.
     #[error("no API origin matches {path}")]
@@ -83,9 +90,15 @@ pub enum ProxyError {
     /// All connections to the upstream were in use for `UPSTREAM_TIMEOUT`.
     #[error("no connection to the upstream came free within {}", humantime::format_duration(*.0))]
     UpstreamBusy(Duration),
-    /// `MAX_CONNECTIONS` or `MAX_CLIENT_CONNECTIONS` is reached.
-    #[error("too many connections")]
+    /// `MAX_CONNECTIONS` is reached.
+    #[error("the sidecar has as many clients as MAX_CONNECTIONS lets in")]
     TooManyConnections,
+    /// `MAX_CLIENT_CONNECTIONS` is reached.
+    #[error("this address has as many connections as MAX_CLIENT_CONNECTIONS lets it have")]
+    TooManyOfClient,
+    /// The open files that are left are for the clients that are in.
+    #[error("the last open files of the sidecar are for the clients that are in")]
+    TooFewFiles,
     /// No connection to the upstream, or the egress policy forbids it.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -160,12 +173,7 @@ impl ProxyError {
     #[must_use]
     pub fn into_response(self) -> Response<AnswerBody> {
         let face = self.face();
-        let body = json!({
-            "error": face.code,
-            "message": self.to_string(),
-            "hint": face.hint,
-        });
-        let mut response = Response::new(AnswerBody::made(format!("{body}\n")));
+        let mut response = Response::new(AnswerBody::made(self.body(&face)));
         *response.status_mut() = face.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -174,24 +182,38 @@ impl ProxyError {
         response
     }
 
-    /// What a connection over a limit is told: a whole answer, in bytes.
+    /// What clients over a limit are told.
     #[must_use]
-    pub fn too_many_connections() -> Bytes {
-        let face = Self::TooManyConnections.face();
-        let body = json!({
-            "error": face.code,
-            "message": Self::TooManyConnections.to_string(),
-            "hint": face.hint,
-        });
-        let body = format!("{body}\n");
+    pub fn refusals() -> Refusals {
+        Refusals {
+            connections: Self::TooManyConnections.into_farewell(),
+            client_connections: Self::TooManyOfClient.into_farewell(),
+            descriptors: Self::TooFewFiles.into_farewell(),
+        }
+    }
+
+    /// The last answer on a connection, in bytes.
+    fn into_farewell(self) -> Bytes {
+        let face = self.face();
+        let body = self.body(&face);
         Bytes::from(format!(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\n\
              proxy-status: token-sidecar; error={}; details=\"{}\"\r\nretry-after: 1\r\n\
              connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            face.status,
             face.kind,
             face.code,
             body.len(),
         ))
+    }
+
+    fn body(&self, face: &Face) -> String {
+        let body = json!({
+            "error": face.code,
+            "message": self.to_string(),
+            "hint": face.hint,
+        });
+        format!("{body}\n")
     }
 
     fn face(&self) -> Face {
@@ -201,9 +223,11 @@ impl ProxyError {
             | Self::NoToken { .. }
             | Self::HoldTimeout { .. }
             | Self::TooManyHeld { .. }
-            | Self::TooManyConnections
             | Self::UpstreamBusy(_)
             | Self::Draining => self.waiting_face(),
+            Self::TooManyConnections | Self::TooManyOfClient | Self::TooFewFiles => {
+                self.full_face()
+            }
             Self::Protocol(_)
             | Self::UnknownAnswerCoding
             | Self::TwoAnswerLengths
@@ -256,13 +280,13 @@ impl ProxyError {
                 "http_request_error",
                 "Open a tunnel of its own for each host.",
             ),
-            Self::AuthRequired { gateway: false } => face(
+            Self::AuthRequired { gateway: false, .. } => face(
                 StatusCode::PROXY_AUTHENTICATION_REQUIRED,
                 "proxy_auth_required",
                 "http_request_denied",
                 "Put user and password into the proxy's URL: http://user:password@host:port.",
             ),
-            Self::AuthRequired { gateway: true } => face(
+            Self::AuthRequired { gateway: true, .. } => face(
                 StatusCode::UNAUTHORIZED,
                 "proxy_auth_required",
                 "http_request_denied",
@@ -280,6 +304,12 @@ impl ProxyError {
                 "bad_request",
                 "http_request_error",
                 "Send the body by length or chunked.",
+            ),
+            Self::TraceEndsHere => face(
+                StatusCode::NOT_IMPLEMENTED,
+                "bad_request",
+                "http_request_error",
+                "Send a Max-Forwards above 0, or none: the upstream is the next hop.",
             ),
             _ => face(
                 StatusCode::BAD_REQUEST,
@@ -311,13 +341,6 @@ impl ProxyError {
                 "connection_limit_reached",
                 "Try again after Retry-After; UPSTREAM_CONNECTIONS sets the limit.",
             ),
-            Self::TooManyConnections => face(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too_many_connections",
-                "connection_limit_reached",
-                "Close idle connections. MAX_CONNECTIONS, MAX_CLIENT_CONNECTIONS and the limit of open \
-                 files bound them; sidecar_limited_total says which it was.",
-            ),
             Self::Draining => face(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "draining",
@@ -333,13 +356,34 @@ impl ProxyError {
         }
     }
 
+    /// Faces of what a client is told that is not let in.
+    fn full_face(&self) -> Face {
+        let hint = match self {
+            Self::TooManyOfClient => {
+                "Close connections that are not used, or raise MAX_CLIENT_CONNECTIONS of the \
+                 sidecar. Behind a published port all clients have one address."
+            }
+            Self::TooFewFiles => {
+                "Close connections that are not used, or raise the sidecar's limit of open files \
+                 (ulimit -n, nofile)."
+            }
+            _ => "Close connections that are not used, or raise MAX_CONNECTIONS of the sidecar.",
+        };
+        face(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too_many_connections",
+            "connection_limit_reached",
+            hint,
+        )
+    }
+
     fn add_fields(&self, headers: &mut HeaderMap) {
         const BASIC: HeaderValue = HeaderValue::from_static("Basic realm=\"token-sidecar\"");
         match self {
-            Self::AuthRequired { gateway: false } => {
+            Self::AuthRequired { gateway: false, .. } => {
                 headers.insert(PROXY_AUTHENTICATE, BASIC);
             }
-            Self::AuthRequired { gateway: true } => {
+            Self::AuthRequired { gateway: true, .. } => {
                 headers.insert(WWW_AUTHENTICATE, BASIC);
             }
             Self::TokenUnavailable(failure) => add_retry_after(headers, failure.retry_after),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, MAX_FORWARDS, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, MAX_FORWARDS, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, response};
 use hyper::body::Incoming;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::body::{AnswerBody, KeptBody, UpstreamBody};
 use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
-use super::error::{PassedOn, ProxyError, mark_passed_on};
+use super::error::{PROXY_STATUS, PassedOn, ProxyError, mark_passed_on};
 use super::headers::{
     Rewrite, expects_continue, for_client, for_switching_client, for_upstream, has_one_length,
     is_coding_known, switches_to_websocket,
@@ -30,7 +30,7 @@ use super::tunnel::Switched;
 use super::{Proxy, Settings};
 use crate::hints::Hint;
 use crate::metrics::{Limit, ReplayOutcome};
-use crate::net::{Upstream, origin_form};
+use crate::net::Upstream;
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
 use crate::token::Published;
 
@@ -66,7 +66,8 @@ enum Credentials {
 }
 
 impl Service {
-    /// Forwards the `request` of `client`, which passed the gate, and returns the answer.
+    /// Forwards the `request` of `client`, which passed the gate, its target in
+    /// origin-form or `*`, and returns the answer.
     ///
     /// # Errors
     ///
@@ -79,8 +80,8 @@ impl Service {
     ) -> Result<Answer, ProxyError> {
         let (mut parts, body) = request.into_parts();
         let proxy = &*self.proxy;
-        if !may_go_on(&mut parts) {
-            return Ok(Response::new(AnswerBody::made("")));
+        if let Some(answer) = count_hop(&mut parts)? {
+            return Ok(answer);
         }
         // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
         let credentials = if to.with_token && parts.method != Method::TRACE {
@@ -98,35 +99,47 @@ impl Service {
         let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
         let deadline = Deadline::default();
         let exchange = Exchange { proxy, to, parts, body, credentials, upgrade, client, deadline };
-        let mut answer = exchange.run().await?;
-        if let Some(body) = waiting.filter(Replay::is_untouched) {
-            // Whether the client sends its body all the same cannot be known.
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            body.abandon();
+        let answer = exchange.run().await;
+        match waiting {
+            Some(body) if body.is_untouched() => body.abandon(),
+            _ => client.body_asked_for(),
         }
-        Ok(answer)
+        answer
     }
 }
 
-/// Counts this hop in `Max-Forwards`; `false` where the request was meant to end
-/// here (RFC 9110 §7.6.2).
-fn may_go_on(parts: &mut Parts) -> bool {
+/// Counts this hop in `Max-Forwards`, and answers a request that was meant to
+/// end here (RFC 9110 §7.6.2).
+///
+/// # Errors
+///
+/// [`ProxyError::TraceEndsHere`].
+fn count_hop(parts: &mut Parts) -> Result<Option<Answer>, ProxyError> {
     if parts.method != Method::OPTIONS && parts.method != Method::TRACE {
-        return true;
+        return Ok(None);
     }
     let Some(value) = parts.headers.get_mut(MAX_FORWARDS) else {
-        return true;
+        return Ok(None);
     };
     match value.to_str().ok().and_then(|hops| hops.parse::<u64>().ok()) {
-        Some(0) => return false,
+        Some(0) if parts.method == Method::TRACE => return Err(ProxyError::TraceEndsHere),
+        Some(0) => return Ok(Some(options_of_this_hop())),
         Some(hops) => *value = HeaderValue::from(hops - 1),
         None => {}
     }
-    true
+    Ok(None)
+}
+
+/// The answer to an OPTIONS that was meant for this hop. It names no methods:
+/// which of them the target takes, only the upstream knows.
+fn options_of_this_hop() -> Answer {
+    let mut answer = Response::new(AnswerBody::made(""));
+    answer.headers_mut().insert(PROXY_STATUS, HeaderValue::from_static("token-sidecar"));
+    answer
 }
 
 /// Whether the client waits to be asked for its body.
-fn expectant(parts: &Parts) -> bool {
+pub(super) fn expectant(parts: &Parts) -> bool {
     parts.version == Version::HTTP_11 && expects_continue(&parts.headers)
 }
 
@@ -325,9 +338,8 @@ impl Exchange<'_> {
         let waits = expectant(&self.parts) && self.body.is_untouched();
         let expect = waits || !expects_continue(&self.parts.headers);
         let mut request = Request::new(self.body.body());
-        let uri = &self.parts.uri;
         *request.method_mut() = self.parts.method.clone();
-        *request.uri_mut() = if uri.scheme().is_some() { origin_form(uri) } else { uri.clone() };
+        *request.uri_mut() = self.parts.uri.clone();
         *request.version_mut() = Version::HTTP_11;
         *request.headers_mut() = for_upstream(&self.parts.headers, &self.rewrite(with, expect));
         if self.body.is_of_unknown_length() {

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
+use http::Uri;
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -25,9 +26,31 @@ use super::error::ProxyError;
 use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
+use crate::net::origin_form;
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
+
+/// What a request is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// What its target names.
+    Resource,
+    /// The host as a whole: an OPTIONS whose absolute target has no path. `Uri`
+    /// takes it for one of `/`; the host has to see `*` (RFC 9112 §3.2.4).
+    Host,
+}
+
+impl Subject {
+    /// What the next hop is asked for, where it is the last: the target without
+    /// its scheme and host.
+    pub(super) fn target(self, uri: &Uri) -> Uri {
+        match self {
+            Self::Resource => origin_form(uri),
+            Self::Host => Uri::from_static("*"),
+        }
+    }
+}
 
 /// What is odd about a head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +58,8 @@ const COPIES: usize = 2;
 enum Oddity {
     #[default]
     None,
+    /// See [`Subject::Host`].
+    NoPath,
     Fragment,
     TwoLengths,
     /// Too large as it came, blanks included, which the gate does not count.
@@ -42,11 +67,13 @@ enum Oddity {
 }
 
 impl Oddity {
-    const ALL: [Self; 4] = [Self::None, Self::Fragment, Self::TwoLengths, Self::TooLarge];
+    const ALL: [Self; 5] =
+        [Self::None, Self::NoPath, Self::Fragment, Self::TwoLengths, Self::TooLarge];
 
-    fn judge(self) -> Result<(), ProxyError> {
+    fn judge(self) -> Result<Subject, ProxyError> {
         Err(match self {
-            Self::None => return Ok(()),
+            Self::None => return Ok(Subject::Resource),
+            Self::NoPath => return Ok(Subject::Host),
             Self::Fragment => ProxyError::BadRequest("the target has a fragment"),
             Self::TwoLengths => {
                 ProxyError::BadRequest("Content-Length and Transfer-Encoding exclude each other")
@@ -69,8 +96,8 @@ pub(super) struct HeadWatch {
 }
 
 impl HeadWatch {
-    /// The head was parsed: says what was odd about it.
-    pub(super) fn take(&self) -> Result<(), ProxyError> {
+    /// The head was parsed: says what it is about, or what is wrong with it.
+    pub(super) fn take(&self) -> Result<Subject, ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
         let seen = self.seen.swap(Oddity::None as u8, Ordering::Relaxed);
         Oddity::ALL[usize::from(seen)].judge()
@@ -429,6 +456,8 @@ fn judge(head: &[u8]) -> (Oddity, Due) {
         Oddity::Fragment
     } else if length.is_some() && coding {
         Oddity::TwoLengths
+    } else if is_about_host(request_line) {
+        Oddity::NoPath
     } else {
         Oddity::None
     };
@@ -441,6 +470,16 @@ fn judge(head: &[u8]) -> (Oddity, Due) {
         }
     };
     (oddity, due)
+}
+
+/// Whether this is an OPTIONS with an absolute target that has neither a path
+/// nor a query.
+fn is_about_host(request_line: &[u8]) -> bool {
+    let mut words = request_line.split(|byte| *byte == b' ');
+    let (method, target) = (words.next(), words.next().unwrap_or_default());
+    let behind_scheme = memmem::find(target, b"://").map(|at| &target[at + 3..]);
+    method == Some(b"OPTIONS")
+        && behind_scheme.is_some_and(|rest| memchr::memchr2(b'/', b'?', rest).is_none())
 }
 
 /// The value of the field `name` (with its colon), if that is what `line` has.
@@ -605,6 +644,23 @@ mod tests {
             assert!(stage.head.take().is_ok());
             stage.head.look_away();
             assert_eq!(stage.read().await, format!("{NEXT}{NEXT}more"));
+        }
+    }
+
+    #[tokio::test]
+    async fn options_without_a_path_is_about_the_host() {
+        let check = async |line: &str, subject| {
+            let mut stage = Stage::new(&[line, "\r\nHost: x\r\n\r\n"], 1 << 20);
+            stage.read().await;
+            assert_eq!(stage.head.take().unwrap(), subject, "{line}");
+        };
+        for line in ["OPTIONS http://x", "OPTIONS HTTPS://x:1", "OPTIONS http://[::1]"] {
+            check(&format!("{line} HTTP/1.1"), Subject::Host).await;
+        }
+        for line in
+            ["OPTIONS http://x/", "OPTIONS http://x?a", "OPTIONS /", "OPTIONS *", "GET http://x"]
+        {
+            check(&format!("{line} HTTP/1.1"), Subject::Resource).await;
         }
     }
 

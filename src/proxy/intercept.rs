@@ -25,12 +25,11 @@ use tracing::debug;
 use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
-use super::head::{Inspected, Resettable};
+use super::head::{Inspected, Resettable, Subject};
 use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
-use crate::net::origin_form;
 
 /// Longest time until a client has begun, and until it has finished, its TLS
 /// handshake.
@@ -97,7 +96,7 @@ impl Service {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
             return debug!(host = tunnelled.host, "no certificate for an API host");
         };
-        let Ok(permit) = self.proxy.bounds.handshakes.try_acquire() else {
+        let Some(place) = self.proxy.bounds.handshakes.begin(client.ip()) else {
             self.proxy.metrics.limited(Limit::Handshakes);
             return debug!(client.addr = %client, "too many TLS handshakes at once");
         };
@@ -106,7 +105,7 @@ impl Service {
             accepted = timeout(HANDSHAKE_LIMIT, handshake) => accepted,
             () = self.newcomers_time_is_up() => return,
         };
-        drop(permit);
+        drop(place);
         match accepted {
             Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
             Ok(Err((error, stream))) => {
@@ -143,18 +142,19 @@ impl Service {
     async fn inner(
         self: Rc<Self>,
         request: Request<Incoming>,
-        head: Result<(), ProxyError>,
+        head: Result<Subject, ProxyError>,
         tunnelled: &Tunnelled,
         client: &ClientConnection,
     ) -> Answer {
         let started = Instant::now();
         let seen = Seen::of(&request, client.address);
         let answer = async {
-            head?;
-            self.forward_inner(request, tunnelled, client).await
+            let subject = head?;
+            self.forward_inner(request, subject, tunnelled, client).await
         };
         let answer = answer.await;
-        let answer = answer.unwrap_or_else(ProxyError::into_response);
+        let mut answer = answer.unwrap_or_else(ProxyError::into_response);
+        client.end_if_it_waits(&mut answer);
         if !tunnelled.by_doctor {
             self.count(tunnelled.route, &answer, started);
         }
@@ -165,10 +165,12 @@ impl Service {
     async fn forward_inner(
         self: &Rc<Self>,
         request: Request<Incoming>,
+        subject: Subject,
         tunnelled: &Tunnelled,
         client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
         let (mut parts, body) = request.into_parts();
+        client.request_came(&parts, &body);
         gate::check(&parts)?;
         if parts.method == Method::CONNECT {
             return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
@@ -182,7 +184,7 @@ impl Service {
             return Err(ProxyError::Misdirected);
         }
         if named.is_some() {
-            parts.uri = origin_form(&parts.uri);
+            parts.uri = subject.target(&parts.uri);
         }
         // The client's own spelling of the host stays; without one, ours. A
         // port that is not the origin's does not mean another place: some

@@ -20,6 +20,7 @@ mod forward;
 #[path = "../fuzzing.rs"]
 pub mod fuzzing;
 mod gate;
+mod handshakes;
 mod head;
 mod headers;
 mod hold;
@@ -36,7 +37,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use error::ProxyError;
@@ -44,6 +44,7 @@ pub use origins::Origins;
 pub use replay::Memory;
 pub use service::Service;
 
+use self::handshakes::Handshakes;
 use crate::config::{Authorization, Secret};
 use crate::hints::Hints;
 use crate::metrics::Metrics;
@@ -55,7 +56,7 @@ use crate::token::{Clock, TokenCache};
 /// Bytes that half heads of all clients together may take.
 const HEAD_MEMORY: usize = 64 * 1024 * 1024;
 
-/// TLS handshakes of clients at once.
+/// TLS handshakes of clients at once; one address may have half of them.
 const MAX_HANDSHAKES: usize = 4096;
 
 /// What the workers share: parts that are safe on all threads, and settings.
@@ -89,12 +90,12 @@ pub struct Proxy {
 /// Bounds of the whole process that no variable sets.
 pub struct Bounds {
     heads: Memory,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { heads: Memory::new(HEAD_MEMORY), handshakes: Semaphore::new(MAX_HANDSHAKES) }
+        Self { heads: Memory::new(HEAD_MEMORY), handshakes: Handshakes::new(MAX_HANDSHAKES) }
     }
 }
 
@@ -124,3 +125,6 @@ pub struct Settings {
     /// Public roots and the CA certificate, PEM.
     pub bundle_pem: Bytes,
 }
+
+#[cfg(test)]
+mod tests;

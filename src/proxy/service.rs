@@ -9,7 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
+use http::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT,
+};
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -23,10 +26,10 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::debug;
 
 use super::body::AnswerBody;
-use super::credentials::{presents, without_basic};
+use super::credentials::{presents, presents_any, without_basic};
 use super::error::ProxyError;
-use super::forward::Outbound;
-use super::head::{HeadWatch, Inspected, Resettable};
+use super::forward::{Outbound, expectant};
+use super::head::{HeadWatch, Inspected, Resettable, Subject};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
@@ -34,7 +37,7 @@ use super::watch::{Answering, Watch, Watches};
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::hints::{self, Hint, LocalHost};
-use crate::metrics::{Route, Shard};
+use crate::metrics::{Limit, Route, Shard};
 use crate::net::{Client, DialError, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 
 /// How long a client that has only just come when the drain begins may take for
@@ -87,11 +90,32 @@ pub(super) struct ClientConnection {
     pub(super) address: SocketAddr,
     /// What it becomes when an answer that ends HTTP on it is out.
     next: RefCell<Option<(OnUpgrade, Next)>>,
+    /// The client waits to be asked for the body of its request.
+    waits: Cell<bool>,
 }
 
 impl ClientConnection {
     pub(super) fn new(address: SocketAddr) -> Rc<Self> {
-        Rc::new(Self { address, next: RefCell::default() })
+        Rc::new(Self { address, next: RefCell::default(), waits: Cell::new(false) })
+    }
+
+    /// A request has come: notes whether the client waits to be asked for the
+    /// body.
+    pub(super) fn request_came(&self, parts: &Parts, body: &Incoming) {
+        self.waits.set(expectant(parts) && !body.is_end_stream());
+    }
+
+    /// The client was asked for the body of its request.
+    pub(super) fn body_asked_for(&self) {
+        self.waits.set(false);
+    }
+
+    /// Lets the connection end with `answer` where the client still waits:
+    /// whether it sends its body all the same cannot be known.
+    pub(super) fn end_if_it_waits(&self, answer: &mut Answer) {
+        if self.waits.take() && self.next.borrow().is_none() {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
 
     /// Says what the connection becomes.
@@ -102,6 +126,49 @@ impl ClientConnection {
     /// What the connection becomes, if it does not end.
     pub(super) fn take_next(&self) -> Option<(OnUpgrade, Next)> {
         self.next.take()
+    }
+}
+
+/// What the way of an answer depends on.
+struct Asked {
+    is_connect: bool,
+    version: Version,
+}
+
+impl Asked {
+    fn of(request: &Request<Incoming>) -> Self {
+        Self { is_connect: request.method() == Method::CONNECT, version: request.version() }
+    }
+}
+
+/// Whose turn it is on a connection: those who read it and those who keep its
+/// time are told.
+struct Turns {
+    watch: Arc<Watch>,
+    head: Arc<HeadWatch>,
+    /// How long an upstream may be silent.
+    patience: Duration,
+}
+
+impl Turns {
+    /// A head was parsed: says what it is about, or what is wrong with it.
+    fn request_came(&self) -> Result<Subject, ProxyError> {
+        self.watch.head_parsed();
+        self.head.take()
+    }
+
+    /// The `answer` to what was `asked`, as it goes out.
+    fn answer(&self, asked: &Asked, answer: Answer) -> Response<Guarded<AnswerBody, Answering>> {
+        if ends_http(asked.is_connect, answer.status()) {
+            self.head.look_away();
+        } else {
+            self.head.await_head();
+        }
+        let has_length = answer.body().size_hint().exact().is_some();
+        let ends_by_closing = asked.version != Version::HTTP_11 && !has_length;
+        let patience = patience(&answer, self.patience);
+        let answering = self.watch.answer_begun(patience, ends_by_closing);
+        answer.map(|body| Guarded::new(body, answering))
     }
 }
 
@@ -164,7 +231,7 @@ impl Service {
     }
 
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
-    async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+    pub(super) async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
         self.serve_http(stream, address, |request, head| {
             let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
@@ -184,51 +251,44 @@ impl Service {
 
     /// Serves HTTP on the `stream` of `client` with `route`, until it ends or the
     /// drain begins; a client that has only just come by then is still answered.
-    /// `route` is told what is wrong with the head as it came.
+    /// `route` is told what the head as it came is about, or what is wrong with it.
     pub(super) async fn serve_http<I, R, F>(&self, stream: I, client: SocketAddr, route: R)
     where
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
-        R: Fn(Request<Incoming>, Result<(), ProxyError>) -> F,
+        R: Fn(Request<Incoming>, Result<Subject, ProxyError>) -> F,
         F: Future<Output = Answer>,
     {
         let (watch, head) = (self.watches.open(), Arc::new(HeadWatch::default()));
         let stream = Inspected::new(stream, &head, &watch, &self.proxy.bounds.heads);
-        let upstream_patience = self.proxy.settings.upstream_timeout;
-        let service = service_fn(|request| {
-            watch.head_parsed();
-            let (is_connect, version) = (request.method() == Method::CONNECT, request.version());
-            let answer = route(request, head.take());
-            let (watch, head) = (Arc::clone(&watch), Arc::clone(&head));
-            async move {
-                let answer = answer.await;
-                if ends_http(is_connect, answer.status()) {
-                    head.look_away();
-                } else {
-                    head.await_head();
-                }
-                let has_length = answer.body().size_hint().exact().is_some();
-                let ends_by_closing = version != Version::HTTP_11 && !has_length;
-                let patience = patience(&answer, upstream_patience);
-                let answering = watch.answer_begun(patience, ends_by_closing);
-                Ok::<_, Infallible>(answer.map(|body| Guarded::new(body, answering)))
-            }
+        let turns = &Turns { watch, head, patience: self.proxy.settings.upstream_timeout };
+        let service = service_fn(|request: Request<Incoming>| {
+            let asked = Asked::of(&request);
+            let answer = route(request, turns.request_came());
+            async move { Ok::<_, Infallible>(turns.answer(&asked, answer.await)) }
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
         tokio::select! {
             biased;
-            ended = self.until_drained(connection, &watch) => if let Err(error) = ended {
+            ended = self.until_drained(connection, &turns.watch) => if let Err(error) = ended {
                 debug!(%error, "client connection ended");
             },
-            limit = watch.expired() => {
-                self.proxy.metrics.limited(limit);
+            limit = self.limit_met(&turns.watch) => {
                 debug!(
                     client.addr = %client,
                     limit = limit.as_str(),
-                    waits_for = watch.waits_for(),
+                    waits_for = turns.watch.waits_for(),
                     "client connection ran into a limit"
                 );
             }
         }
+    }
+
+    /// Ends when the connection is beyond a bound, says which, and has counted
+    /// it: before the client sees the connection end.
+    async fn limit_met(&self, watch: &Watch) -> Limit {
+        let limit = watch.expired().await;
+        self.proxy.metrics.limited(limit);
+        limit
     }
 
     /// Serves `connection` to its end, in order when the drain begins.
@@ -277,7 +337,7 @@ impl Service {
     async fn outer(
         self: Rc<Self>,
         mut request: Request<Incoming>,
-        head: Result<(), ProxyError>,
+        head: Result<Subject, ProxyError>,
         client: &ClientConnection,
     ) -> Answer {
         let started = Instant::now();
@@ -285,9 +345,10 @@ impl Service {
         let on_upgrade =
             (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
+        client.request_came(&parts, &body);
         let route = Cell::new(route_of(&parts.method, &parts.uri));
         let answer = async {
-            head?;
+            let subject = head?;
             gate::check(&parts)?;
             if let Some(on_upgrade) = on_upgrade {
                 let follows = self.connect(&parts, &route).await?;
@@ -296,12 +357,13 @@ impl Service {
             }
             let request = Request::from_parts(parts, body);
             if request.uri().scheme().is_some() {
-                self.absolute(request, &route, client).await
+                self.absolute(request, subject, &route, client).await
             } else {
                 self.gateway(request, client).await
             }
         };
-        let answer = answer.await.unwrap_or_else(ProxyError::into_response);
+        let mut answer = answer.await.unwrap_or_else(ProxyError::into_response);
+        client.end_if_it_waits(&mut answer);
         // An opened interception counts by its inner requests.
         let next = client.next.borrow();
         if !matches!(&*next, Some((_, Next::Intercept(_)))) {
@@ -319,7 +381,7 @@ impl Service {
     /// CONNECT: an API host is intercepted, another one dialled.
     async fn connect(
         self: &Rc<Self>,
-        parts: &http::request::Parts,
+        parts: &Parts,
         route: &Cell<Route>,
     ) -> Result<Next, ProxyError> {
         self.check_proxy_auth(parts)?;
@@ -340,16 +402,19 @@ impl Service {
     /// An absolute-form target: to the API with the token, else without.
     async fn absolute(
         self: &Rc<Self>,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
+        subject: Subject,
         route: &Cell<Route>,
         client: &ClientConnection,
     ) -> Result<Answer, ProxyError> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         self.check_proxy_auth(&parts)?;
-        request = Request::from_parts(parts, body);
-        let tls = request.uri().scheme_str() == Some("https");
+        let uri = std::mem::take(&mut parts.uri);
+        parts.uri = subject.target(&uri);
+        let request = Request::from_parts(parts, body);
+        let tls = uri.scheme_str() == Some("https");
         let default_port = if tls { 443 } else { 80 };
-        let Some((host, port)) = address_of(request.uri(), Some(default_port)) else {
+        let Some((host, port)) = address_of(&uri, Some(default_port)) else {
             return Err(ProxyError::BadRequest("the target names no host"));
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
@@ -357,8 +422,7 @@ impl Service {
         }
         route.set(Route::Passthrough);
         // RFC 9112 §3.2.2: the target's authority is the Host.
-        let authority = request.uri().authority().map(|authority| authority.as_str().to_owned());
-        let host_field = authority.and_then(|authority| HeaderValue::try_from(authority).ok());
+        let host_field = uri.authority().and_then(|it| HeaderValue::try_from(it.as_str()).ok());
         let key = UpstreamKey { host, port, tls, reach: Reach::Client };
         let upstream = self.other(key);
         let to = Outbound {
@@ -399,10 +463,10 @@ impl Service {
         }
         if let Some(expected) = &settings.proxy_auth {
             let headers = request.headers();
-            if !presents(headers, &AUTHORIZATION, expected)
-                && !presents(headers, &PROXY_AUTHORIZATION, expected)
-            {
-                return Err(ProxyError::AuthRequired { gateway: true });
+            let fields = [&AUTHORIZATION, &PROXY_AUTHORIZATION];
+            if !fields.iter().any(|field| presents(headers, field, expected)) {
+                let given = fields.iter().any(|field| presents_any(headers, field));
+                return Err(ProxyError::AuthRequired { gateway: true, given });
             }
             *request.headers_mut() = without_basic(request.headers(), expected);
         }
@@ -422,10 +486,11 @@ impl Service {
         }
     }
 
-    fn check_proxy_auth(&self, parts: &http::request::Parts) -> Result<(), ProxyError> {
+    fn check_proxy_auth(&self, parts: &Parts) -> Result<(), ProxyError> {
         match &self.proxy.settings.proxy_auth {
             Some(expected) if !presents(&parts.headers, &PROXY_AUTHORIZATION, expected) => {
-                Err(ProxyError::AuthRequired { gateway: false })
+                let given = presents_any(&parts.headers, &PROXY_AUTHORIZATION);
+                Err(ProxyError::AuthRequired { gateway: false, given })
             }
             _ => Ok(()),
         }

@@ -26,11 +26,35 @@ async fn without_credentials_a_proxy_asks_for_them() {
     for response in [connect, absolute] {
         assert_eq!((response.status, response.code().as_str()), (407, "proxy_auth_required"));
         assert!(response.head.value("proxy-authenticate").unwrap().starts_with("Basic"));
+        assert_eq!(response.json()["message"], "credentials are required");
     }
     let gateway = world.call(Way::Gateway, &Request::get(PATH)).await;
     assert_eq!((gateway.status, gateway.code().as_str()), (401, "proxy_auth_required"));
     assert!(gateway.head.value("www-authenticate").unwrap().starts_with("Basic"));
+    assert_eq!(gateway.json()["message"], "credentials are required");
     assert!(world.origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_called_wrong() {
+    let world = guarded().await;
+    let answer = async |way: Way, field: &str, value: &str| {
+        let response = world.call(way, &Request::get(PATH).field(field, value)).await;
+        (response.status, response.json()["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let (wrong, required) = ("the credentials are wrong", "credentials are required");
+    let basic = WRONG[1];
+    for (way, field, value, status, message) in [
+        (Way::AbsoluteHttp, "Proxy-Authorization", basic, 407, wrong),
+        // Those are for the shop.
+        (Way::AbsoluteHttp, "Authorization", basic, 407, required),
+        (Way::Gateway, "Proxy-Authorization", basic, 401, wrong),
+        (Way::Gateway, "Authorization", basic, 401, wrong),
+        (Way::Gateway, "Authorization", "Bearer own", 401, required),
+    ] {
+        let seen = answer(way, field, value).await;
+        assert_eq!(seen, (status, message.to_owned()), "{way:?} {field}: {value}");
+    }
 }
 
 #[tokio::test]

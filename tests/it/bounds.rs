@@ -32,9 +32,31 @@ fn logged(world: &World, level: &str, message: &str) -> usize {
     world.sidecar.events().iter().filter(|event| same(event)).count()
 }
 
-async fn limited(world: &World, limit: &str) -> f64 {
+/// How often this bound turned something away.
+pub(crate) async fn limited(world: &World, limit: &str) -> f64 {
     let label = format!("limit=\"{limit}\"");
     world.sidecar.metric("sidecar_limited_total", &[&label]).await
+}
+
+/// The answer of a sidecar that is full, and says of what.
+fn check_is_turned_away(response: &Response, message: &str, remedy: &str) {
+    check_is_full(response);
+    let body = response.json();
+    assert_eq!(body["message"], message);
+    let hint = body["hint"].as_str().unwrap_or_default();
+    assert!(hint.contains(remedy), "{hint}");
+    assert_eq!(response.value("connection"), Some("close"));
+}
+
+/// The log says of so many clients that they ran into this bound.
+async fn check_turned_away(world: &World, limit: &str, count: usize) {
+    let is_one = |event: &serde_json::Value| {
+        (&event["level"], &event["message"], &event["limit"])
+            == (&"DEBUG".into(), &"client turned away".into(), &limit.into())
+    };
+    let told = || world.sidecar.events().iter().filter(|event| is_one(event)).count();
+    until(&format!("{count} in the log"), async || told() >= count).await;
+    assert_eq!(told(), count, "{limit}");
 }
 
 /// The answer of a sidecar that is full.
@@ -69,7 +91,9 @@ async fn last_files_are_for_the_clients_that_are_in() {
     let world = with_few_files(Stage::new().await).await;
     let mut first = world.open(Way::Intercept).await;
     let (open, refused) = fill(&world).await;
-    check_is_full(&refused);
+    let message = "the last open files of the sidecar are for the clients that are in";
+    check_is_turned_away(&refused, message, "limit of open files");
+    check_turned_away(&world, "descriptors", 1).await;
     assert!(open.len() > 20, "{}", open.len());
     assert_eq!(first.get(PATH).await.status, 200, "it was in");
     world.origin.drop_idle_connections().await;
@@ -176,7 +200,7 @@ async fn ask_at_once(mut wire: Wire) -> Response {
 }
 
 /// A connection from this address of loopback.
-async fn wire_from(world: &World, address: &str) -> Wire {
+pub(crate) async fn wire_from(world: &World, address: &str) -> Wire {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{address}:0").parse().unwrap()).unwrap();
     Wire::new(socket.connect(world.sidecar.proxy()).await.unwrap())
@@ -190,11 +214,12 @@ async fn client_beyond_max_connections_is_told_and_closed_until_one_leaves() {
         assert_eq!(session.get(PATH).await.status, 200);
     }
     // Many times: a reset that overtakes the answer would not show each time.
-    for number in 1..=30 {
+    for number in 1..=30_usize {
         let response = ask_at_once(world.wire().await).await;
-        check_is_full(&response);
-        assert_eq!(response.json()["message"], "too many connections");
-        assert_eq!(response.value("connection"), Some("close"));
+        let message = "the sidecar has as many clients as MAX_CONNECTIONS lets in";
+        check_is_turned_away(&response, message, "raise MAX_CONNECTIONS");
+        check_turned_away(&world, "connections", number).await;
+        let number = u32::try_from(number).unwrap();
         assert!((limited(&world, "connections").await - f64::from(number)).abs() < 0.5);
     }
     let [first, mut second] = open;
@@ -208,7 +233,10 @@ async fn client_beyond_max_connections_is_told_and_closed_until_one_leaves() {
 async fn client_with_too_many_connections_is_told_and_others_are_served() {
     let world = World::with(&[("MAX_CLIENT_CONNECTIONS", "1")]).await;
     let _open = world.wire().await;
-    check_is_full(&ask_at_once(world.wire().await).await);
+    let message = "this address has as many connections as MAX_CLIENT_CONNECTIONS lets it have";
+    let response = ask_at_once(world.wire().await).await;
+    check_is_turned_away(&response, message, "raise MAX_CLIENT_CONNECTIONS");
+    check_turned_away(&world, "client_connections", 1).await;
     let mut other = wire_from(&world, "127.0.0.2").await;
     other.send(format!("GET {PATH} HTTP/1.1\r\nHost: sidecar\r\n\r\n")).await;
     assert_eq!(other.response("GET").await.status, 200);

@@ -10,7 +10,7 @@ use crate::support::dns::Dns;
 use crate::support::http::{PATIENCE, Response, Wire};
 use crate::support::parent::{Manner, ParentProxy};
 use crate::support::sidecar::stderr;
-use crate::support::{Stage, World, skip, until};
+use crate::support::{Stage, World, nobody, skip, until};
 
 /// Every way to write an address that is not public, as the host of a target.
 const PRIVATE: [&str; 56] = [
@@ -320,6 +320,23 @@ async fn entry_of_allow_hosts_that_cannot_be_used_ends_the_start() {
     }
 }
 
+#[tokio::test]
+async fn setting_that_a_slip_would_widen_or_spoil_ends_the_start_with_what_is_wrong() {
+    for (name, value, told) in [
+        ("ALLOW_HOSTS", "10.0.0.1/8", "expected the network, 10.0.0.0/8, or the address alone"),
+        ("CLIENT_NETWORKS", "10.0.0.1/8", "expected the network, 10.0.0.0/8, or the address alone"),
+        ("API_ORIGINS", "https://a.test:0/api", "the port of a.test:0 is not usable"),
+        ("API_ORIGINS", "https://a.test:99999", "the port of a.test:99999 is not usable"),
+    ] {
+        let mut stage = Stage::new().await;
+        stage.set(name, value);
+        let output = stage.run(&["run"]).await;
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{value}: {text}");
+        assert!(text.contains(&format!("{name}:")) && text.contains(told), "{value}: {text}");
+    }
+}
+
 /// An address of this machine that is not loopback; nothing is sent for it.
 fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -364,9 +381,9 @@ async fn own_listeners_are_not_reached_by_any_address_of_the_machine() {
 
 #[tokio::test]
 async fn own_listener_is_not_reached_by_sni_even_if_connect_to_says_so() {
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let admin = free.local_addr().unwrap();
-    drop(free);
+    // The port has to be known beforehand: it is kept, on an address of loopback of its own.
+    let (_kept, kept) = nobody();
+    let admin = SocketAddr::from(([127, 0, 0, 3], kept.port()));
     let mut stage = Stage::new().await;
     stage.set("SNI_LISTEN", "127.0.0.1:0");
     stage.set("ADMIN_LISTEN", admin);

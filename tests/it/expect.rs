@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::support::World;
+use crate::routes::check_is_made_here;
 use crate::support::client::{API, Session, Way};
+use crate::support::solver::Mode;
+use crate::support::{Stage, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -118,4 +120,82 @@ async fn expectation_of_http_1_0_does_not_count() {
     assert_eq!((response.status, response.text().as_str()), (200, "body"));
     assert!(response.interim.is_empty());
     assert!(world.origin.only_request().head.value("expect").is_none());
+}
+
+/// A request whose body stays out gets this answer made here, and the connection ends with it.
+async fn check_is_refused_and_closed(session: &mut Session, head: &str, status: u16, code: &str) {
+    let rest = "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n";
+    session.wire.send(format!("{head}\r\n{rest}")).await;
+    let response = session.wire.response("POST").await;
+    assert_eq!((response.status, response.code().as_str()), (status, code), "{head}");
+    check_is_made_here(&response);
+    assert!(response.interim.is_empty(), "{head}: the body was asked for");
+    assert_eq!(response.value("connection"), Some("close"), "{head}");
+    assert!(session.wire.closed().await.is_empty(), "{head}");
+}
+
+#[tokio::test]
+async fn refusal_before_the_body_was_asked_for_ends_the_connection() {
+    let world = World::start().await;
+    let host = format!("Host: {API}");
+    for (way, head, status, code) in [
+        (Way::Gateway, "POST /elsewhere HTTP/1.1\r\nHost: x", 404, "no_such_origin"),
+        (Way::AbsoluteHttp, "POST http://10.0.0.1/ HTTP/1.1\r\nHost: x", 403, "target_not_allowed"),
+        (Way::Gateway, "CONNECT 10.0.0.1:1 HTTP/1.1\r\nHost: x", 403, "target_not_allowed"),
+        (Way::Intercept, "POST /web/api/v2/x HTTP/1.1\r\nHost: x", 421, "misdirected"),
+        (Way::Intercept, "POST /web/api/v2/x HTTP/1.1", 400, "bad_request"),
+        (
+            Way::PlainTunnel,
+            &format!("TRACE /web/api/v2/x HTTP/1.1\r\nMax-Forwards: 0\r\n{host}"),
+            501,
+            "bad_request",
+        ),
+        (
+            Way::Gateway,
+            "POST /.well-known/token-sidecar/ca.pem HTTP/1.1\r\nHost: x",
+            405,
+            "bad_request",
+        ),
+    ] {
+        let mut session = world.open(way).await;
+        check_is_refused_and_closed(&mut session, head, status, code).await;
+    }
+    assert!(world.origin.requests().is_empty());
+}
+
+#[tokio::test]
+async fn demand_for_credentials_ends_the_connection_of_a_client_that_waits() {
+    let world = World::with(&[("PROXY_AUTH", "user:word")]).await;
+    let absolute = format!("POST http://{API}/web/api/v2/x HTTP/1.1\r\nHost: x");
+    let mut session = world.open(Way::AbsoluteHttp).await;
+    check_is_refused_and_closed(&mut session, &absolute, 407, "proxy_auth_required").await;
+    let mut session = world.open(Way::Gateway).await;
+    let gateway = "POST /web/api/v2/x HTTP/1.1\r\nHost: x";
+    check_is_refused_and_closed(&mut session, gateway, 401, "proxy_auth_required").await;
+}
+
+#[tokio::test]
+async fn want_of_a_token_ends_the_connection_of_a_client_that_waits() {
+    let stage = Stage::new().await;
+    stage.without_token();
+    stage.origin.close_doors();
+    stage.solver.set(Mode::Error);
+    let world = stage.launch().await;
+    let mut session = world.open(Way::PlainTunnel).await;
+    let head = format!("POST /web/api/v2/x HTTP/1.1\r\nHost: {API}");
+    check_is_refused_and_closed(&mut session, &head, 503, "token_unavailable").await;
+}
+
+#[tokio::test]
+async fn error_after_the_body_was_read_leaves_the_connection_open() {
+    let world = World::start().await;
+    for way in [Way::Intercept, Way::AbsoluteHttp] {
+        let mut session = world.open(way).await;
+        announce(&mut session, way, "/web/api/v2/reset").await;
+        time_to_be_asked(&mut session).await;
+        session.wire.send("body").await;
+        let response = session.wire.response("POST").await;
+        assert_eq!((response.status, response.value("connection")), (502, None), "{way:?}");
+        assert_eq!(session.get("/web/api/v2/next").await.status, 200, "{way:?}");
+    }
 }

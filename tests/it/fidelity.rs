@@ -1,5 +1,6 @@
 //! Requests and answers pass byte for byte, but for what the contract changes.
 
+use crate::routes::check_is_made_here;
 use crate::support::World;
 use crate::support::client::{API, Request, Way};
 use crate::support::http::Framing;
@@ -130,19 +131,38 @@ async fn trace_carries_no_token_of_ours() {
 #[tokio::test]
 async fn max_forwards_counts_the_hop() {
     let world = World::start().await;
-    for (method, sent, seen) in [
-        ("OPTIONS", "2", Some("1")),
-        ("OPTIONS", "0", None),
-        ("TRACE", "0", None),
-        ("GET", "0", Some("0")),
-    ] {
-        let before = world.origin.requests().len();
+    for (method, sent, seen) in
+        [("OPTIONS", "2", "1"), ("TRACE", "1", "0"), ("GET", "0", "0"), ("OPTIONS", "x", "x")]
+    {
         let request = Request::new(method, "/web/api/v2/x").field("Max-Forwards", sent);
-        assert_eq!(world.call(Way::Intercept, &request).await.status, 200, "{method} {sent}");
-        let reached = world.origin.requests().split_off(before);
-        let values: Vec<_> = reached.iter().map(|one| one.head.value("max-forwards")).collect();
-        assert_eq!(values, seen.map(Some).into_iter().collect::<Vec<_>>(), "{method} {sent}");
+        let response = world.call(Way::Intercept, &request).await;
+        assert!(response.value("proxy-status").is_none(), "{method} {sent}: {response:?}");
+        let reached = world.origin.requests().pop().unwrap().head;
+        assert_eq!(
+            (reached.word(0), reached.value("max-forwards")),
+            (method, Some(seen)),
+            "{sent}"
+        );
     }
+}
+
+#[tokio::test]
+async fn last_hop_that_max_forwards_allows_says_that_it_is_the_sidecar() {
+    let world = World::start().await;
+    for way in Way::ALL {
+        let mut session = world.open(way).await;
+        let request = |method| Request::new(method, "/web/api/v2/x").field("Max-Forwards", "0");
+        let options = session.call(&request("OPTIONS")).await;
+        assert_eq!((options.status, options.text().as_str()), (200, ""), "{way:?}");
+        assert_eq!(options.value("proxy-status"), Some("token-sidecar"), "{way:?}");
+        assert_eq!(options.value("content-length"), Some("0"), "{way:?}");
+        // It would give back what it carried.
+        let trace = session.call(&request("TRACE").field("Cookie", "secret=1")).await;
+        assert_eq!((trace.status, trace.code().as_str()), (501, "bad_request"), "{way:?}");
+        check_is_made_here(&trace);
+        assert!(!trace.text().contains("secret"), "{way:?}");
+    }
+    assert!(world.origin.requests().is_empty());
 }
 
 #[tokio::test]

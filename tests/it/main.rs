@@ -32,6 +32,7 @@ mod herd;
 mod hints;
 mod hold;
 mod kubernetes;
+mod limits;
 mod parent;
 mod redis_rights;
 mod redis_states;

@@ -1,5 +1,6 @@
 //! What is sent a second time, and what cannot be.
 
+use crate::bounds::limited;
 use crate::support::client::{API, Request, Way};
 use crate::support::http::{chunk, last_chunk};
 use crate::support::origin::{REFUSAL, pattern_bytes};
@@ -134,8 +135,14 @@ async fn check_not_replayable(world: &World, way: Way, request: &Request, length
 async fn body_above_the_cap_streams_on_and_its_401_is_passed_on() {
     let world = World::with(&[("REPLAY_BODY_LIMIT", "64KiB")]).await;
     for way in [Way::Intercept, Way::AbsoluteHttp, Way::Gateway] {
+        let counted = limited(&world, "replay_body").await;
         check_not_replayable(&world, way, &Request::post(ECHO, pattern_bytes(MIB)), MIB).await;
+        assert!((limited(&world, "replay_body").await - counted - 1.0).abs() < 0.5, "{way:?}");
     }
+    // One that was too large leaves nothing behind.
+    check_echo(&world, Way::Intercept, &Request::post(ECHO, "small"), b"small").await;
+    assert!((limited(&world, "replay_body").await - 3.0).abs() < 0.5);
+    assert!(limited(&world, "replay_memory").await < 0.5);
 }
 
 #[tokio::test]
@@ -182,12 +189,15 @@ async fn bodies_beyond_the_common_memory_are_not_replayable() {
         second.value("proxy-status").unwrap_or_default().contains("not_replayable"),
         "{second:?}"
     );
+    assert!((limited(&world, "replay_memory").await - 1.0).abs() < 0.5);
     world.solver.resume();
     let response = first.wire.response("POST").await;
     assert_eq!(response.status, 200);
     assert!(response.body == body);
     // The memory is free again.
     check_echo(&world, Way::Intercept, &Request::post(ECHO, body.clone()), &body).await;
+    assert!((limited(&world, "replay_memory").await - 1.0).abs() < 0.5);
+    assert!(limited(&world, "replay_body").await < 0.5);
 }
 
 #[tokio::test]

@@ -560,3 +560,44 @@ async fn silent_connections_hold_nobody_up() {
     let _waiting = world.tunnel(&format!("{API}:443")).await;
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
 }
+
+/// What the shop, or another host, saw last: method, target and `Host`.
+fn last_seen(origin: &Origin) -> (String, String, String) {
+    let seen = origin.all_requests().pop().unwrap().head;
+    (seen.word(0).into(), seen.word(1).into(), seen.value("host").unwrap_or_default().into())
+}
+
+#[tokio::test]
+async fn options_without_a_path_is_about_the_host_as_a_whole() {
+    let mut stage = Stage::new().await;
+    let other = Origin::start_other(None).await;
+    stage.add("CONNECT_TO", format!("other.test:80={}", other.addr()));
+    let world = stage.start().await;
+    for (line, target) in [
+        ("OPTIONS http://{}", "*"),
+        ("OPTIONS http://{}/", "/"),
+        ("OPTIONS http://{}?q", "/?q"),
+        ("OPTIONS http://{}/x", "/x"),
+        ("GET http://{}", "/"),
+    ] {
+        let method = line.split(' ').next().unwrap();
+        for (name, origin) in [(API, &world.origin), ("other.test", &other)] {
+            let line = line.replace("{}", name);
+            let expected = (method.to_owned(), target.to_owned(), name.to_owned());
+            let message = format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert_eq!(world.raw(&message).await.status, 200, "{line}");
+            assert_eq!(last_seen(origin), expected, "{line}");
+        }
+        for way in [Way::Intercept, Way::PlainTunnel] {
+            let mut wire = world.open(way).await.wire;
+            let line = line.replace("{}", API);
+            wire.send(format!("{line} HTTP/1.1\r\nHost: {API}\r\n\r\n")).await;
+            assert_eq!(wire.response(method).await.status, 200, "{way:?}: {line}");
+            let expected = (method.to_owned(), target.to_owned(), API.to_owned());
+            assert_eq!(last_seen(&world.origin), expected, "{way:?}: {line}");
+        }
+    }
+    let asterisk = format!("OPTIONS * HTTP/1.1\r\nHost: {API}\r\n\r\n");
+    assert_eq!(world.raw(asterisk).await.status, 200);
+    assert_eq!(last_seen(&world.origin).1, "*");
+}

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
+use crate::bounds::limited;
 use crate::routes::check_is_made_here;
 use crate::support::certificates::TestCa;
 use crate::support::client::{API, Request, Way};
@@ -428,4 +429,13 @@ async fn queue_that_does_not_move_is_a_503_of_its_own() {
     };
     assert_eq!((response.status, response.code().as_str()), (503, "too_many_connections"));
     assert_eq!(response.head.value("retry-after"), Some("1"));
+    let counted = limited(&world, "upstream_connections").await;
+    assert!((counted - 1.0).abs() < 0.5, "{counted}");
+    drop(slow);
+    until("the connection to be free", async || {
+        world.sidecar.metric("sidecar_upstream_connections", &["active"]).await < 0.5
+    })
+    .await;
+    assert_eq!(world.get("/web/api/v2/x").await.status, 200);
+    assert!((limited(&world, "upstream_connections").await - 1.0).abs() < 0.5);
 }

@@ -194,13 +194,13 @@ async fn a_primary_that_freezes_is_left_for_its_replica_and_not_used_when_it_wak
     let stats: String = new.command(&["INFO", "commandstats"]).await;
     assert!(stats.contains("cmdstat_evalsha:calls=20,"), "{stats}");
     // The subscription was at the old one, too.
-    let followed = async {
+    let subscribed = async {
         while new.command::<u64>(&["PUBLISH", "{chitai_gorod_token}:events", "{}"]).await == 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
     let limit = notices::SILENCE + pause::LONGEST + BOUND;
-    tokio::time::timeout(limit, followed).await.expect("a subscription at the new one");
+    tokio::time::timeout(limit, subscribed).await.expect("a subscription at the new one");
     follower.signal_within(BOUND).await;
 }
 
