@@ -12,6 +12,14 @@ use tempfile::TempDir;
 
 use super::http::PATIENCE;
 
+/// What a command has cost a server.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Calls {
+    pub(crate) count: u64,
+    /// The time of all of them together.
+    pub(crate) micros: u64,
+}
+
 /// A running server. Killed when dropped.
 pub(crate) struct Redis {
     child: Option<Child>,
@@ -209,13 +217,15 @@ impl Redis {
     }
 
     /// Calls of each command so far.
-    pub(crate) async fn calls(&self) -> BTreeMap<String, u64> {
+    pub(crate) async fn calls(&self) -> BTreeMap<String, Calls> {
         let mut connection = self.connect().await.unwrap();
         let text: String =
             redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
         let calls = |line: &str| {
             let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+            let (count, rest) = rest.split_once(",usec=")?;
+            let micros = rest.split(',').next()?.parse().ok()?;
+            Some((name.to_owned(), Calls { count: count.parse().ok()?, micros }))
         };
         text.lines().filter_map(calls).collect()
     }
