@@ -261,6 +261,11 @@ impl Stores {
         lock(&self.redis_health).error().map(ToString::to_string)
     }
 
+    /// Whether the last question to Redis was not answered in time.
+    pub(super) fn is_redis_late(&self) -> bool {
+        matches!(lock(&self.redis_health).error(), Some(StoreError::RedisTimeout))
+    }
+
     /// What is wrong with Redis.
     pub(super) fn redis_trouble(&self) -> Option<RedisTrouble> {
         lock(&self.redis_health).trouble()

@@ -88,13 +88,17 @@ impl Refresher {
         if let Some(notices) = &mut gains.notices {
             notices.mark_unchanged();
         }
+        let was_well = self.stores.redis_error().is_none();
         let entrance = self.enter(request).await.ok();
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
         }
         let door = entrance.as_ref().map(Door::of);
         gains.entrance = entrance;
-        Event::Entered(door)
+        match door {
+            None if was_well && self.stores.is_redis_late() => Event::Late,
+            door => Event::Entered(door),
+        }
     }
 
     async fn consider_found(&self, cause: Cause, gains: &mut Gains) -> Event {

@@ -685,6 +685,8 @@ impl World {
             }
             // Whichever it was, no answer is the same to both.
             None if run.turn.lease().is_some() => self.step(member, Event::HandedOn(None)),
+            // A lost answer is a late one.
+            None if self.rng.bool() => self.step(member, Event::Late),
             None => self.step(member, Event::Entered(None)),
         }
     }

@@ -29,6 +29,9 @@ const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// Pauses between looks, should a notice get lost.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause before a Redis that was late is asked once more; beyond the one
+/// that the link to it makes after a first silence.
+const LATE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a sidecar whose solver is away leaves the lease to others.
 const AWAY: Duration = Duration::from_secs(30);
 /// How long it waits for one of them to take it.
@@ -81,8 +84,10 @@ impl Door {
 /// What a turn is told.
 #[derive(Clone, Debug)]
 pub(in crate::refresh) enum Event {
-    /// Redis has answered, or not.
+    /// Redis has answered, or is out of order.
     Entered(Option<Door>),
+    /// Redis, which was well, has not answered in time.
+    Late,
     /// What is stored has been considered.
     Considered {
         /// It is in force now.
@@ -165,6 +170,8 @@ pub(in crate::refresh) struct Turn {
     reserve: bool,
     /// The own solve has failed, and others may do better.
     failed: bool,
+    /// Redis was late with the last answer.
+    late: bool,
     /// Since when nobody has taken the lease that is left to others.
     free_since: Option<Instant>,
     pause: Duration,
@@ -193,6 +200,7 @@ impl Turn {
             alone: false,
             reserve: false,
             failed: false,
+            late: false,
             free_since: None,
             pause: FIRST_PAUSE,
         }
@@ -208,6 +216,7 @@ impl Turn {
         match event {
             Event::Entered(Some(door)) => self.entered(door, now),
             Event::Entered(None) => self.without_redis(now),
+            Event::Late => self.late(now),
             Event::Considered { adopted: true } => Action::End(End::Adopted),
             Event::Considered { adopted: false } => match self.door.take() {
                 Some(door) => self.go_on(&door, true, now),
@@ -271,6 +280,7 @@ impl Turn {
 
     fn entered(&mut self, door: Door, now: Instant) -> Action {
         self.past.alone_at = None;
+        self.late = false;
         self.held = match door.turn {
             Standing::Granted { epoch } => Some(Held {
                 lease: Lease { owner: self.owner.clone(), epoch },
@@ -334,6 +344,15 @@ impl Turn {
         let pause = self.pause.mul_f64(0.75 + 0.5 * self.dice.f64());
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Action::Wait(now + pause)
+    }
+
+    /// One that is only busy must not send a whole fleet to its solvers: it is
+    /// asked once more.
+    fn late(&mut self, now: Instant) -> Action {
+        if std::mem::replace(&mut self.late, true) {
+            return self.without_redis(now);
+        }
+        Action::Wait(now + LATE_PAUSE.mul_f64(0.5 + 0.5 * self.dice.f64()))
     }
 
     fn without_redis(&mut self, now: Instant) -> Action {

@@ -272,6 +272,21 @@ fn without_redis_a_token_is_got_at_once_and_then_every_five_minutes() {
 }
 
 #[test]
+fn redis_that_is_late_is_asked_once_more_before_a_solve_alone() {
+    let mut script = Script::new(Wish::Needed);
+    for door in [HELD, HELD] {
+        let Action::Wait(until) = script.step(Event::Late) else { panic!() };
+        assert!(until > script.now && until <= script.now + Duration::from_secs(1));
+        script.now = until;
+        assert!(matches!(script.step(Event::Timer), Action::Enter(_)));
+        assert!(matches!(script.find(door), Action::Wait(_)), "it has answered since");
+    }
+    assert!(matches!(script.step(Event::Late), Action::Wait(_)));
+    assert!(matches!(script.step(Event::Timer), Action::Enter(_)));
+    assert_eq!(script.step(Event::Late), Action::Solve);
+}
+
+#[test]
 fn nobody_is_waited_for_for_ever() {
     let mut script = Script::new(Wish::Needed);
     let mut action = script.find(HELD);
