@@ -52,7 +52,13 @@ impl Server {
     }
 
     async fn wait_until_up(&mut self) {
-        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+        // It listens there first, and on a Unix socket afterwards.
+        let socket =
+            self.arguments.iter().skip_while(|argument| *argument != "--unixsocket").nth(1);
+        let socket = socket.map(PathBuf::from);
+        while tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.is_err()
+            || socket.as_ref().is_some_and(|socket| !socket.exists())
+        {
             let ended = self.process.try_wait().unwrap();
             assert!(ended.is_none(), "redis-server has ended: {ended:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
