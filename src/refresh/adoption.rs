@@ -29,8 +29,8 @@ pub(super) enum Adoption {
     Nothing,
     /// Ours belongs there.
     WriteOurs,
-    /// Theirs is newer and comes from a sidecar that had it verified, where
-    /// it works without clearance.
+    /// Theirs is newer, or of the same second, so that all agree; and it comes
+    /// from a sidecar that had it verified, where it works without clearance.
     Take,
     /// Theirs may be better, which the verifier has to say.
     Examine {
@@ -63,6 +63,8 @@ impl View<'_> {
             (true, _, false) | (false, true, _) => Adoption::Examine { newer },
             // Redis has lost the newer one.
             (false, false, _) if stored.token.issued_at() < ours_issued => self.write_ours(),
+            // The same second: what is stored is what all may have.
+            (false, false, true) if ours_issued.is_some() => Adoption::Take,
             (false, false, _) => Adoption::Nothing,
         }
     }
@@ -115,7 +117,9 @@ mod tests {
     fn a_value_of_another_sidecar_is_taken_if_it_is_newer() {
         let ours = ours(5, true);
         assert_eq!(decide(Some(&stored(6, false, true)), Some(&ours), true), Adoption::Take);
-        assert_eq!(decide(Some(&stored(5, false, true)), Some(&ours), true), Adoption::Nothing);
+        assert_eq!(decide(Some(&stored(5, false, false)), Some(&ours), true), Adoption::Nothing);
+        // Of the same second, so that all have the same one in the end.
+        assert_eq!(decide(Some(&stored(5, false, true)), Some(&ours), true), Adoption::Take);
         // What was lost is written again.
         assert_eq!(decide(Some(&stored(4, false, true)), Some(&ours), true), Adoption::WriteOurs);
         assert_eq!(decide(Some(&stored(4, false, true)), None, false), Adoption::Take);

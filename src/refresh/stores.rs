@@ -211,11 +211,16 @@ impl Stores {
     }
 
     /// Shows the fleet a token that nobody could verify.
-    async fn share(&self, published: &Published, lease: &Lease, now: Timestamp) {
-        let Some(redis) = &self.redis else { return };
-        if let Ok(outcome) = self.written(redis.share(published, lease, now).await) {
-            debug!(generation = published.generation.0, ?outcome, "unverified token shared");
-        }
+    async fn share(
+        &self,
+        published: &Published,
+        lease: &Lease,
+        now: Timestamp,
+    ) -> Result<(), NoAnswer> {
+        let redis = self.redis.as_ref().ok_or(NoAnswer)?;
+        let outcome = self.written(redis.share(published, lease, now).await)?;
+        debug!(generation = published.generation.0, ?outcome, "unverified token shared");
+        Ok(())
     }
 
     async fn save_env_file(&self, token: Token) {
@@ -509,7 +514,9 @@ impl Refresher {
             return;
         };
         loop {
-            let is_news = timeout(POLL, notices.changed()).await.is_ok();
+            // Not all sidecars at one moment, as a notice would have it.
+            let pause = POLL.mul_f64(0.75 + 0.5 * fastrand::f64());
+            let is_news = timeout(pause, notices.changed()).await.is_ok();
             // A run that waits for others looks by itself.
             if is_news && self.fleet.waits() {
                 continue;
@@ -560,17 +567,20 @@ impl Refresher {
 
     async fn save_to_redis(&self) -> Saving {
         let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
+            self.give_back().await;
             self.stores.note_redis_complete();
             return Saving::Done;
         };
         let lease = self.fleet.owed_with(&published.token);
         if !published.is_verified() {
-            if let Some(lease) = lease {
-                self.stores.share(&published, &lease, self.clock.now()).await;
-                self.fleet.settle();
-            } else {
+            let Some(lease) = lease else {
                 self.stores.note_redis_complete();
+                return Saving::Done;
+            };
+            if self.stores.share(&published, &lease, self.clock.now()).await.is_err() {
+                return Saving::Failed;
             }
+            self.give_back().await;
             return Saving::Done;
         }
         let saved = self.stores.in_redis.load(Ordering::Relaxed);
@@ -588,6 +598,14 @@ impl Refresher {
         }
     }
 
+    /// Nothing is to be committed with the lease any more, if there is one.
+    async fn give_back(&self) {
+        if let Some(lease) = self.fleet.settle() {
+            // Where it was given back already, or Redis is out, it needs no more.
+            let _ = self.stores.release(&lease.owner).await;
+        }
+    }
+
     /// Something is stored that Redis would not replace: considers that.
     async fn after_refusal(&self, ours: &Published, refusal: Commit, with_lease: bool) -> Saving {
         debug!(generation = ours.generation.0, ?refusal, "token not saved to redis");
@@ -597,14 +615,14 @@ impl Refresher {
         let (considered, _) = self.consider(&entrance, false).await;
         match after_refusal(refusal, considered, with_lease) {
             Next::Leave => {
-                self.fleet.settle();
+                self.give_back().await;
                 self.stores.mark_in_redis(ours.generation);
                 Saving::Done
             }
             Next::Replace { with_lease } => {
                 *lock(&self.stores.seen) = entrance.value;
                 if !with_lease {
-                    self.fleet.settle();
+                    self.give_back().await;
                 }
                 Saving::Refused
             }

@@ -132,7 +132,9 @@ impl Refresher {
                 Event::Solved
             }
             Err(error) => {
-                let away = error.is_unreachable(SourceKind::FlareSolverr);
+                // A sidecar may have no solver at all.
+                let away = error.is_unreachable(SourceKind::FlareSolverr)
+                    || !self.sources.order().contains(&SourceKind::FlareSolverr);
                 gains.error = Some(error);
                 Event::SolveFailed { away }
             }
@@ -190,6 +192,12 @@ impl Refresher {
     pub(in crate::refresh) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let entrance = self.stores.enter(request).await?;
         self.denied.hear(&entrance.denials.digests);
+        // The numbers of refusals begin anew when Redis loses them.
+        let denied = entrance.stored.iter().filter(|_| entrance.is_denied);
+        let unverified = entrance.unverified.iter().filter(|_| entrance.is_unverified_denied);
+        for stored in denied.chain(unverified) {
+            self.denied.hear(&[*stored.token.digest()]);
+        }
         if self.fleet.end_pause_alone() {
             self.schedule().lift();
             self.woken.notify_one();

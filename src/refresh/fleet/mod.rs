@@ -77,8 +77,8 @@ impl Fleet {
         lock(&self.owed).as_ref().filter(|(owed, _)| owed == token).map(|(_, lease)| lease.clone())
     }
 
-    /// The lease is gone, in whatever way.
-    pub(super) fn settle(&self) {
-        lock(&self.owed).take();
+    /// Nothing is owed any more. Returns the lease of what was.
+    pub(super) fn settle(&self) -> Option<Lease> {
+        lock(&self.owed).take().map(|(_, lease)| lease)
     }
 }

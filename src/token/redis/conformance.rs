@@ -20,7 +20,13 @@ const TOLERANCE_MS: i64 = 50_000;
 const LIVES_S: [u64; 3] = [200, 400, 600];
 const KEYS: [usize; 9] = [TOKEN, COOKIES, META, LEASE, EPOCH, UNVERIFIED, BACKOFF, DENIED, TRIES];
 /// What was never meant to lie there.
-const GARBAGE: [&str; 10] = [
+const GARBAGE: [&str; 16] = [
+    "1e26",
+    "inf",
+    "nan",
+    "-3",
+    "0x10",
+    "99999999999999999999",
     "",
     "x",
     "{",
@@ -100,7 +106,8 @@ impl Dice {
 
     fn enter(&mut self) -> Vec<String> {
         let wish = self.of(&["none", "routine", "needed", "force"]).to_owned();
-        let mut arguments = vec![self.owner(), self.life_ms(), wish, self.epoch()];
+        let pause = self.life_ms();
+        let mut arguments = vec![self.owner(), self.life_ms(), wish, self.epoch(), pause];
         for _ in 0..self.0.usize(..4) {
             arguments.push(sha1_hex(self.token().0.as_bytes()));
         }
@@ -223,7 +230,7 @@ fn alike(answer: &Answer, expected: &Answer) -> bool {
         return answer == expected;
     };
     let mut answer = answer.clone();
-    if near(answer.backoff_ms, expected.backoff_ms) {
+    if answer.backoff_ms.abs_diff(expected.backoff_ms) < 50_000 {
         answer.backoff_ms = expected.backoff_ms;
     }
     if answer.state == "held" && answer.detail.abs_diff(expected.detail) < 50_000 {
@@ -289,4 +296,48 @@ async fn a_script_that_runs_twice_answers_as_it_did_at_first() {
     let stale = store.commit(&published, Some(&Lease { epoch: 0, ..lease }), None, now).await;
     assert_eq!(stale.unwrap(), Commit::Lost);
     assert!(!store.renew(&Owner::named("a")).await.unwrap());
+}
+
+/// What somebody may type by hand must neither fail an answer nor last for ever.
+#[tokio::test]
+async fn odd_numbers_and_what_should_lapse_do_no_lasting_harm() {
+    let server = Server::start(&[]).await;
+    let store = server.store();
+    let [epoch, meta, backoff, denied, unverified] =
+        [EPOCH, META, BACKOFF, DENIED, UNVERIFIED].map(|key| store.keys.names()[key].clone());
+    let enter = async |owner: &str| {
+        let owner = Owner::named(owner);
+        let request = Request { owner: owner.clone(), wish: Wish::Force, known: Vec::new() };
+        let entrance = store.enter(&request, 0).await.unwrap();
+        assert!(store.release(&owner).await.unwrap());
+        entrance
+    };
+    for odd in ["inf", "nan", "1e26", "1e300", "-7", "9999999999999999"] {
+        let _: () = server.command(&["SET", &epoch, odd]).await;
+        assert_eq!(enter(odd).await.turn, Standing::Granted { epoch: 1 }, "{odd}");
+        let _: () = server.command(&["SET", "chitai_gorod_token", "x"]).await;
+        let fitting = format!("{{\"sha1\":\"{}\",\"epoch\":{odd}}}", sha1_hex(b"x"));
+        let _: () = server.command(&["SET", &meta, &fitting]).await;
+        assert_eq!(enter(odd).await.turn, Standing::Granted { epoch: 2 }, "{odd}");
+    }
+    for score in ["inf", "-inf", "1.5", "1e300"] {
+        let _: () = server.command(&["ZADD", &denied, score, "odd"]).await;
+        enter(score).await;
+    }
+    let token = crate::token::test_support::token(5);
+    assert!(store.deny(&token).await.unwrap());
+    let denials = enter("after").await.denials;
+    assert_eq!((denials.last, denials.digests), (1, vec![*token.digest()]));
+    for life in [None, Some("9999999999999")] {
+        let _: () = server.command(&["SET", &backoff, "{}"]).await;
+        if let Some(life) = life {
+            let _: () = server.command(&["PEXPIRE", &backoff, life]).await;
+        }
+        let left = enter("late").await.backoff.unwrap().left;
+        assert_eq!(left, Duration::from_mins(11));
+    }
+    let _: () = server.command(&["SET", &unverified, r#"{"token":"of another release"}"#]).await;
+    let entrance = enter("new").await;
+    assert_eq!(entrance.unverified_value, Some(ValueId::of(b"of another release")));
+    assert!(entrance.unverified.is_none());
 }

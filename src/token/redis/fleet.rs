@@ -15,8 +15,12 @@ use crate::token::{Clearance, Published, Timestamp, Token};
 
 /// How long a lease lives that is not renewed.
 pub const LEASE: Duration = Duration::from_secs(15);
-/// Owners whose solver is away, in a row, before the run counts as failed.
-const MOST_TRIES: u32 = 3;
+/// No back-off holds for longer, whoever has left it there: somewhat more than
+/// the longest that a sidecar makes.
+const LONGEST_BACKOFF: Duration = Duration::from_mins(11);
+/// Owners whose solver is away, in a row, before the run counts as failed. Each
+/// finds that out at once, mostly.
+const MOST_TRIES: u32 = 16;
 /// How long these count.
 const TRIES_MEMORY: Duration = Duration::from_secs(30);
 /// How long a refused token is remembered: somewhat longer than the shop's live.
@@ -123,6 +127,8 @@ pub struct Entrance {
     pub is_denied: bool,
     /// A token that a sidecar has put in force without a verdict.
     pub unverified: Option<Stored>,
+    /// What lies where that should, readable here or not.
+    pub unverified_value: Option<ValueId>,
     /// A sidecar has seen that one refused.
     pub is_unverified_denied: bool,
     /// What the last run failed with, while no other one may begin.
@@ -214,8 +220,7 @@ pub(crate) struct RawEntrance {
     pub(crate) unverified: Option<Vec<u8>>,
     pub(crate) is_unverified_denied: bool,
     pub(crate) backoff: Option<Vec<u8>>,
-    /// Negative without an end.
-    pub(crate) backoff_ms: i64,
+    pub(crate) backoff_ms: u64,
     pub(crate) state: String,
     /// The epoch, or the milliseconds that the lease has left.
     pub(crate) detail: u64,
@@ -225,7 +230,7 @@ pub(crate) struct RawEntrance {
 
 pub(super) type Bytes = Option<Vec<u8>>;
 pub(super) type Answer =
-    (Bytes, Bytes, Bytes, bool, Bytes, bool, Bytes, i64, String, u64, u64, Vec<String>);
+    (Bytes, Bytes, Bytes, bool, Bytes, bool, Bytes, u64, String, u64, u64, Vec<String>);
 
 impl From<Answer> for RawEntrance {
     fn from(answer: Answer) -> Self {
@@ -371,6 +376,7 @@ impl RedisStore {
             stored,
             value,
             is_denied: raw.is_denied,
+            unverified_value: raw.unverified.as_deref().and_then(Unverified::id_of),
             unverified: raw.unverified.and_then(|value| Unverified::read(&value)),
             is_unverified_denied: raw.is_unverified_denied,
             backoff: raw.backoff.map(|value| SharedBackoff::read(&value, raw.backoff_ms)),
@@ -389,8 +395,9 @@ impl RedisStore {
 
 impl Call {
     pub(crate) fn enter(request: &Request, last_denial: u64) -> Self {
-        let (lease, last_denial) = (millis(LEASE), last_denial.to_string());
-        let fixed = [request.owner.as_str(), &lease, request.wish.as_str(), &last_denial];
+        let (lease, pause) = (millis(LEASE), millis(LONGEST_BACKOFF));
+        let (owner, wish) = (request.owner.as_str(), request.wish.as_str());
+        let fixed = [owner, &lease, wish, &last_denial.to_string(), &pause];
         let mut call = Self::new(Operation::Enter, fixed);
         call.arguments.extend(request.known.iter().map(|value| value.as_str().to_owned()));
         call
@@ -460,9 +467,9 @@ impl Call {
 
 impl SharedBackoff {
     /// Whatever lies there holds as long as Redis says.
-    fn read(value: &[u8], left_ms: i64) -> Self {
+    fn read(value: &[u8], left_ms: u64) -> Self {
         let read: Self = serde_json::from_slice(value).unwrap_or_default();
-        Self { left: Duration::from_millis(u64::try_from(left_ms).unwrap_or(0)), ..read }
+        Self { left: Duration::from_millis(left_ms), ..read }
     }
 }
 
@@ -485,6 +492,12 @@ impl Unverified {
 
     fn json(&self) -> String {
         serde_json::json!(self).to_string()
+    }
+
+    /// Also of what another release has written.
+    fn id_of(value: &[u8]) -> Option<ValueId> {
+        let value: Value = serde_json::from_slice(value).ok()?;
+        value["token"].as_str().map(|token| ValueId::of(token.as_bytes()))
     }
 
     fn read(value: &[u8]) -> Option<Stored> {

@@ -113,7 +113,9 @@ impl Model {
     }
 
     fn enter(&mut self, arguments: &[&str]) -> RawEntrance {
-        let [owner, lease, wish, known_denials, known @ ..] = arguments else { panic!() };
+        let [owner, lease, wish, known_denials, longest_pause, known @ ..] = arguments else {
+            panic!()
+        };
         let (token, meta) = (self.text(TOKEN).map(<[u8]>::to_vec), self.fitting_meta());
         let unverified = self.object(UNVERIFIED);
         let backoff = self.object(BACKOFF);
@@ -133,12 +135,7 @@ impl Model {
                 self.expire(LEASE, lease);
                 ("granted", self.last_epoch())
             }
-            Some(_) => {
-                if self.left(LEASE) < 0 {
-                    self.expire(LEASE, lease);
-                }
-                ("held", u64::try_from(self.left(LEASE)).unwrap())
-            }
+            Some(_) => ("held", self.left_of_what_lapses(LEASE, lease)),
             None if *wish == "force" || *wish != "none" && !has_news && !held_up => {
                 let epoch = self.last_epoch().max(meta.as_ref().map_or(0, epoch_of)) + 1;
                 self.put(EPOCH, Content::Text(epoch.to_string().into()), None);
@@ -146,6 +143,10 @@ impl Model {
                 ("granted", epoch)
             }
             None => ("free", 0),
+        };
+        let backoff_ms = match self.text(BACKOFF) {
+            Some(_) => self.left_of_what_lapses(BACKOFF, number(longest_pause)),
+            None => 0,
         };
         let last_denial = self.denials().last().map_or(0, |(score, _)| *score);
         let known_denials = number(known_denials);
@@ -159,11 +160,21 @@ impl Model {
             unverified: self.text(UNVERIFIED).map(<[u8]>::to_vec),
             is_unverified_denied,
             backoff: self.text(BACKOFF).map(<[u8]>::to_vec),
-            backoff_ms: self.left(BACKOFF),
+            backoff_ms,
             state: state.to_owned(),
             detail,
             last_denial,
             denials: news.map(|(_, digest)| digest.clone()).collect(),
+        }
+    }
+
+    fn left_of_what_lapses(&mut self, key: usize, most: u64) -> u64 {
+        match u64::try_from(self.left(key)) {
+            Ok(left) if left <= most => left,
+            _ => {
+                self.expire(key, most);
+                most
+            }
         }
     }
 
@@ -317,8 +328,9 @@ impl Model {
     }
 
     pub(crate) fn last_epoch(&self) -> u64 {
-        let epoch = self.text(EPOCH).and_then(|text| std::str::from_utf8(text).ok());
-        epoch.and_then(|epoch| epoch.parse().ok()).unwrap_or(0)
+        let digits = self.text(EPOCH).filter(|text| text.iter().all(u8::is_ascii_digit));
+        let epoch = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        epoch.filter(|epoch| *epoch <= MOST).unwrap_or(0)
     }
 
     fn denials(&self) -> &[(u64, String)] {
@@ -344,12 +356,19 @@ impl Model {
     }
 }
 
+/// The largest number that is exact in Lua, Redis and JSON alike.
+const MOST: u64 = (1 << 53) - 1;
+
+fn whole_number(value: &Value) -> Option<u64> {
+    value.as_u64().filter(|number| *number <= MOST)
+}
+
 fn epoch_of(meta: &Value) -> u64 {
-    meta["epoch"].as_u64().unwrap_or(0)
+    whole_number(&meta["epoch"]).unwrap_or(0)
 }
 
 fn issued_of(meta: &Value) -> i64 {
-    meta["iat"].as_i64().unwrap_or(-1)
+    whole_number(&meta["iat"]).and_then(|issued| issued.try_into().ok()).unwrap_or(-1)
 }
 
 fn number(text: &str) -> u64 {

@@ -108,7 +108,6 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(key: &str, cookies_key: &str) -> Self {
-        // The braces put the keys into the same slot of a cluster.
         let beside = |suffix: &str| format!("{{{key}}}:{suffix}");
         let own = ["meta", "lease", "epoch", "unverified", "backoff", "denied", "tries"];
         let [meta, lease, epoch, unverified, backoff, denied, tries] = own.map(beside);

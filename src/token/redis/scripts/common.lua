@@ -14,8 +14,17 @@ local function object(value)
   return read and type(decoded) == 'table' and decoded or nil
 end
 
+-- The largest number that is exact in Lua, Redis and JSON alike.
+local MOST = 9007199254740991
+
 local function number(value)
-  return type(value) == 'number' and value or nil
+  local whole = type(value) == 'number' and value >= 0 and value <= MOST and value == math.floor(value)
+  return whole and value or nil
+end
+
+-- Of digits alone; 0 for all else.
+local function count(text)
+  return number(tonumber(string.match(text or '', '^%d+$') or '')) or 0
 end
 
 local function whole(value)
@@ -28,12 +37,26 @@ local function fitting_meta(token)
 end
 
 local function last_epoch()
-  return tonumber(text(EPOCH) or '') or 0
+  return count(text(EPOCH))
 end
 
 local function is_denied(sha256)
   if type(sha256) ~= 'string' then return false end
   return type(redis.pcall('ZSCORE', DENIED, sha256)) == 'string'
+end
+
+-- The number of the last refusal.
+local function last_denial()
+  local top = redis.pcall('ZREVRANGEBYSCORE', DENIED, whole(MOST), 0, 'WITHSCORES', 'LIMIT', 0, 1)
+  return count(top[2])
+end
+
+-- How long a key lives on that must lapse, `most` milliseconds at most; whoever has left it there for longer.
+local function left(key, most)
+  local ttl = redis.call('PTTL', key)
+  if ttl >= 0 and ttl <= most then return ttl end
+  redis.pcall('PEXPIRE', key, most) -- A replica refuses that.
+  return most
 end
 
 -- How many heard it.

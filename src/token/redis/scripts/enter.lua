@@ -1,7 +1,7 @@
 -- Reads all there is, and takes the lease if it is free and nothing speaks against it.
-local lease_ms, wish, known_denials = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local lease_ms, wish, known_denials, longest_pause_ms = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local known = {}
-for i = 6, #ARGV do known[ARGV[i]] = true end
+for i = 7, #ARGV do known[ARGV[i]] = true end
 
 local values = redis.call('MGET', TOKEN, COOKIES, META, UNVERIFIED, BACKOFF, LEASE)
 local token, holder = values[1] or nil, values[6] or nil
@@ -27,12 +27,7 @@ if holder and holder == OWNER and wish ~= 'none' then
   redis.call('PEXPIRE', LEASE, lease_ms)
   state, detail = 'granted', whole(last_epoch())
 elseif holder then
-  local left = redis.call('PTTL', LEASE)
-  if left < 0 then -- Somebody else's handiwork: it must lapse like any other.
-    redis.call('PEXPIRE', LEASE, lease_ms)
-    left = lease_ms
-  end
-  state, detail = 'held', whole(left)
+  state, detail = 'held', whole(left(LEASE, lease_ms))
 elseif wish == 'force' or (wish ~= 'none' and not has_news() and not is_held_up()) then
   -- The counter may have been lost, the metadata not.
   local epoch = math.max(last_epoch(), meta and number(meta.epoch) or 0) + 1
@@ -42,14 +37,14 @@ elseif wish == 'force' or (wish ~= 'none' and not has_news() and not is_held_up(
 end
 
 -- The refused tokens that the caller has not heard of; all, if Redis has lost some.
-local top = redis.pcall('ZREVRANGE', DENIED, 0, 0, 'WITHSCORES')[2] or '0'
-local after = tonumber(top) < known_denials and 0 or known_denials
-local denials = redis.pcall('ZRANGEBYSCORE', DENIED, '(' .. whole(after), '+inf')
+local last = last_denial()
+local after = last < known_denials and 0 or known_denials
+local denials = redis.pcall('ZRANGEBYSCORE', DENIED, '(' .. whole(after), whole(MOST))
 if denials.err then denials = {} end
 
 return {
   values[1], values[2], values[3], token_denied and 1 or 0,
   values[4], unverified_denied and 1 or 0,
-  values[5], redis.call('PTTL', BACKOFF),
-  state, detail, top, denials,
+  values[5], values[5] and left(BACKOFF, longest_pause_ms) or 0,
+  state, detail, whole(last), denials,
 }
