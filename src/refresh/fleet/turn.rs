@@ -46,7 +46,8 @@ const MOST_KNOWN: usize = 8;
 /// What outlives a turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::refresh) struct Past {
-    /// When the last token was got without Redis, since Redis has gone.
+    /// When the last token was got without Redis, since Redis has gone. To be
+    /// read is not enough for it to be back: it has to take writes.
     alone_at: Option<Instant>,
     /// Until when the lease is left to others, since the solver is away.
     away_until: Option<Instant>,
@@ -56,6 +57,16 @@ impl Past {
     /// The solver is back.
     pub(in crate::refresh) fn solver_is_back(&mut self) {
         self.away_until = None;
+    }
+
+    /// Redis is back.
+    pub(in crate::refresh) fn redis_is_back(&mut self) {
+        self.alone_at = None;
+    }
+
+    /// Whether the last token was got without Redis.
+    pub(in crate::refresh) fn is_alone(&self) -> bool {
+        self.alone_at.is_some()
     }
 }
 
@@ -217,7 +228,10 @@ impl Turn {
             Event::Entered(Some(door)) => self.entered(door, now),
             Event::Entered(None) => self.without_redis(now),
             Event::Late => self.late(now),
-            Event::Considered { adopted: true } => Action::End(End::Adopted),
+            Event::Considered { adopted: true } => {
+                self.past.redis_is_back();
+                Action::End(End::Adopted)
+            }
             Event::Considered { adopted: false } => match self.door.take() {
                 Some(door) => self.go_on(&door, true, now),
                 None => self.enter(now),
@@ -279,7 +293,6 @@ impl Turn {
     }
 
     fn entered(&mut self, door: Door, now: Instant) -> Action {
-        self.past.alone_at = None;
         self.late = false;
         self.held = match door.turn {
             Standing::Granted { epoch } => Some(Held {
@@ -289,6 +302,9 @@ impl Turn {
             }),
             _ => None,
         };
+        if self.held.is_some() {
+            self.past.redis_is_back();
+        }
         let news: Vec<_> =
             door.values.iter().filter(|value| !self.known.contains(value)).cloned().collect();
         if news.is_empty() {
