@@ -160,6 +160,17 @@ struct Held {
     renew_at: Instant,
 }
 
+/// What this turn's own solve has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OwnSolve {
+    /// There was none, or it goes on.
+    None,
+    /// Its token waits to be published.
+    InReserve,
+    /// It has failed, and others may do better.
+    Failed,
+}
+
 /// One run's turn.
 #[derive(Debug)]
 pub(in crate::refresh) struct Turn {
@@ -177,10 +188,7 @@ pub(in crate::refresh) struct Turn {
     asked_at: Instant,
     /// Redis is out: the solve is nobody else's business.
     alone: bool,
-    /// A solved token waits to be published.
-    reserve: bool,
-    /// The own solve has failed, and others may do better.
-    failed: bool,
+    own: OwnSolve,
     /// Redis was late with the last answer.
     late: bool,
     /// Since when nobody has taken the lease that is left to others.
@@ -209,8 +217,7 @@ impl Turn {
             held: None,
             asked_at: now,
             alone: false,
-            reserve: false,
-            failed: false,
+            own: OwnSolve::None,
             late: false,
             free_since: None,
             pause: FIRST_PAUSE,
@@ -284,8 +291,8 @@ impl Turn {
 
     fn wish_at(&self, now: Instant) -> Wish {
         match self.wish {
-            _ if self.reserve => Wish::Force, // There is nothing left to fail.
-            _ if self.failed => Wish::None,
+            _ if self.own == OwnSolve::InReserve => Wish::Force, // There is nothing left to fail.
+            _ if self.own == OwnSolve::Failed => Wish::None,
             Wish::Force => Wish::Force,
             _ if self.past.away_until.is_some_and(|until| now < until) => Wish::None,
             wish => wish,
@@ -320,7 +327,7 @@ impl Turn {
     /// Nothing that is stored is of use.
     fn go_on(&mut self, door: &Door, considered: bool, now: Instant) -> Action {
         match door.turn {
-            Standing::Granted { .. } if self.reserve => self.publish(now),
+            Standing::Granted { .. } if self.own == OwnSolve::InReserve => self.publish(now),
             Standing::Granted { .. } => Action::Solve,
             Standing::Held(_) => {
                 self.free_since = None;
@@ -345,7 +352,7 @@ impl Turn {
         if now < since + PATIENCE {
             return self.wait(now);
         }
-        if self.failed {
+        if self.own == OwnSolve::Failed {
             return Action::End(End::Failed);
         }
         self.past.away_until = None;
@@ -372,10 +379,10 @@ impl Turn {
     }
 
     fn without_redis(&mut self, now: Instant) -> Action {
-        if self.reserve {
+        if self.own == OwnSolve::InReserve {
             return Action::End(End::Publish(None));
         }
-        if self.failed {
+        if self.own == OwnSolve::Failed {
             return Action::End(End::Failed);
         }
         let since = self.past.alone_at.map(|at| now.saturating_duration_since(at));
@@ -395,7 +402,7 @@ impl Turn {
             self.past.alone_at = Some(now);
             return Action::End(End::Publish(None));
         }
-        self.reserve = true;
+        self.own = OwnSolve::InReserve;
         self.publish(now)
     }
 
@@ -423,7 +430,7 @@ impl Turn {
 
     fn handed_on(&mut self, now: Instant) -> Action {
         self.held = None;
-        self.failed = true;
+        self.own = OwnSolve::Failed;
         self.past.away_until = Some(now + AWAY);
         self.free_since = Some(now);
         self.pause = FIRST_PAUSE;
