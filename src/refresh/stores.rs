@@ -168,14 +168,20 @@ impl Stores {
         self.written(redis.fail(lease, backoff).await)
     }
 
-    /// Tells the others of a refused token; `None` without Redis. What does not
-    /// reach Redis is told again when such a token is found there.
-    pub(super) fn deny(&self, token: &Token) -> Option<impl Future<Output = ()> + Send + 'static> {
+    /// Tells the others of a refused token, and says whether Redis has taken
+    /// it; `None` without Redis. What does not reach Redis is told again when
+    /// such a token is found there.
+    pub(super) fn deny(
+        &self,
+        token: &Token,
+    ) -> Option<impl Future<Output = bool> + Send + 'static> {
         let (redis, token) = (Arc::clone(self.redis.as_ref()?), token.clone());
         Some(async move {
-            if let Err(error) = redis.deny(&token).await {
+            let denied = redis.deny(&token).await;
+            if let Err(error) = &denied {
                 debug!(%error, "refused token not told to redis");
             }
+            denied.is_ok()
         })
     }
 
@@ -494,6 +500,7 @@ impl Refresher {
 
     fn adopt(&self, stored: &Stored, candidate: Candidate) -> Arc<Published> {
         let adopted = self.publish(candidate);
+        self.redis_is_back();
         if stored.cookies_agree && !stored.foreign && stored.verified {
             self.stores.mark_in_redis(adopted.generation);
         }
@@ -525,6 +532,7 @@ impl Refresher {
                 let (_, adopted) = self.consider(&entrance, false).await;
                 if adopted.is_none() {
                     self.doubt_ours().await;
+                    self.try_redis().await;
                 }
             }
         }
@@ -588,7 +596,12 @@ impl Refresher {
             self.stores.note_redis_complete();
             return Saving::Done;
         }
-        match self.stores.commit(&published, lease.as_ref(), self.clock.now()).await {
+        let outcome = self.stores.commit(&published, lease.as_ref(), self.clock.now()).await;
+        // A newer token than the one that was got without it has been written too.
+        if matches!(outcome, Ok(Commit::Committed | Commit::Older)) {
+            self.redis_is_back();
+        }
+        match outcome {
             Ok(Commit::Committed) => {
                 self.fleet.settle();
                 Saving::Done

@@ -16,7 +16,7 @@ use super::super::run::{Cause, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
 use super::turn::{Action, Door, End, Event, Turn};
 use crate::token::{
-    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, ValueId, Wish,
+    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, ValueId, Wish,
 };
 
 /// What a lease that is not needed any more may cost at the end of the process.
@@ -198,11 +198,32 @@ impl Refresher {
         for stored in denied.chain(unverified) {
             self.denied.hear(&[*stored.token.digest()]);
         }
-        if self.fleet.end_pause_alone() {
+        if matches!(entrance.turn, Standing::Granted { .. }) {
+            self.redis_is_back();
+        }
+        Ok(entrance)
+    }
+
+    /// Redis takes writes, or has brought a token: nobody need go without it.
+    pub(in crate::refresh) fn redis_is_back(&self) {
+        if self.fleet.redis_is_back() {
             self.schedule().lift();
             self.woken.notify_one();
         }
-        Ok(entrance)
+    }
+
+    /// Redis can be read: where this sidecar has gone without it, and the token
+    /// that it got is of no more use, finds out whether it takes writes too. To
+    /// tell it of that token once more does so, and serves the others.
+    pub(in crate::refresh) async fn try_redis(&self) {
+        let useless = |current: &Arc<Published>| !self.is_usable(&current.token);
+        let Some(current) = self.cache.current().filter(useless) else { return };
+        if self.fleet.is_alone()
+            && let Some(denying) = self.stores.deny(&current.token)
+            && denying.await
+        {
+            self.redis_is_back();
+        }
     }
 
     /// What lies in Redis, whoever's turn it is.

@@ -50,9 +50,16 @@ impl Fleet {
         self.pauses_alone.store(true, Ordering::Relaxed);
     }
 
-    /// Redis is there. Returns whether a back-off was on for want of it.
-    fn end_pause_alone(&self) -> bool {
+    /// Redis takes writes. Returns whether a back-off was on for want of it.
+    fn redis_is_back(&self) -> bool {
+        lock(&self.past).redis_is_back();
         self.pauses_alone.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether this sidecar has gone without Redis, which is not known to take
+    /// writes since.
+    fn is_alone(&self) -> bool {
+        lock(&self.past).is_alone()
     }
 
     /// Whether the run in flight looks into Redis by itself.

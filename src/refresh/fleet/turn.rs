@@ -48,7 +48,8 @@ const MOST_KNOWN: usize = 8;
 /// What outlives a turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::refresh) struct Past {
-    /// When the last token was got without Redis, since Redis has gone.
+    /// When the last token was got without Redis, since Redis has gone. To be
+    /// read is not enough for it to be back: it has to take writes.
     alone_at: Option<Instant>,
     /// Until when the lease is left to others, since the solver is away.
     away_until: Option<Instant>,
@@ -61,6 +62,16 @@ impl Past {
     pub(in crate::refresh) fn solver_is_back(&mut self) {
         self.away_until = None;
         self.yields = false;
+    }
+
+    /// Redis is back.
+    pub(in crate::refresh) fn redis_is_back(&mut self) {
+        self.alone_at = None;
+    }
+
+    /// Whether the last token was got without Redis.
+    pub(in crate::refresh) fn is_alone(&self) -> bool {
+        self.alone_at.is_some()
     }
 }
 
@@ -154,6 +165,17 @@ struct Held {
     renew_at: Instant,
 }
 
+/// What this turn's own solve has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OwnSolve {
+    /// There was none, or it goes on.
+    None,
+    /// Its token waits to be published.
+    InReserve,
+    /// It has failed, and others may do better.
+    Failed,
+}
+
 /// One run's turn.
 #[derive(Debug)]
 pub(in crate::refresh) struct Turn {
@@ -171,10 +193,7 @@ pub(in crate::refresh) struct Turn {
     asked_at: Instant,
     /// Redis is out: the solve is nobody else's business.
     alone: bool,
-    /// A solved token waits to be published.
-    reserve: bool,
-    /// The own solve has failed, and others may do better.
-    failed: bool,
+    own: OwnSolve,
     /// Redis was late with the last answer.
     late: bool,
     /// Since when nobody has taken the lease that is left to others.
@@ -203,8 +222,7 @@ impl Turn {
             held: None,
             asked_at: now,
             alone: false,
-            reserve: false,
-            failed: false,
+            own: OwnSolve::None,
             late: false,
             free_since: None,
             pause: FIRST_PAUSE,
@@ -222,7 +240,10 @@ impl Turn {
             Event::Entered(Some(door)) => self.entered(door, now),
             Event::Entered(None) => self.without_redis(now),
             Event::Late => self.late(now),
-            Event::Considered { adopted: true } => Action::End(End::Adopted),
+            Event::Considered { adopted: true } => {
+                self.past.redis_is_back();
+                Action::End(End::Adopted)
+            }
             Event::Considered { adopted: false } => match self.door.take() {
                 Some(door) => self.go_on(&door, true, now),
                 None => self.enter(now),
@@ -275,8 +296,8 @@ impl Turn {
 
     fn wish_at(&self, now: Instant) -> Wish {
         match self.wish {
-            _ if self.reserve => Wish::Force, // There is nothing left to fail.
-            _ if self.failed => Wish::None,
+            _ if self.own == OwnSolve::InReserve => Wish::Force, // There is nothing left to fail.
+            _ if self.own == OwnSolve::Failed => Wish::None,
             Wish::Force => Wish::Force,
             _ if self.past.away_until.is_some_and(|until| now < until) => Wish::None,
             _ if self.past.yields => Wish::None,
@@ -285,7 +306,6 @@ impl Turn {
     }
 
     fn entered(&mut self, door: Door, now: Instant) -> Action {
-        self.past.alone_at = None;
         self.late = false;
         self.held = match door.turn {
             Standing::Granted { epoch } => Some(Held {
@@ -295,6 +315,9 @@ impl Turn {
             }),
             _ => None,
         };
+        if self.held.is_some() {
+            self.past.redis_is_back();
+        }
         let news: Vec<_> =
             door.values.iter().filter(|value| !self.known.contains(value)).cloned().collect();
         if news.is_empty() {
@@ -310,7 +333,7 @@ impl Turn {
     /// Nothing that is stored is of use.
     fn go_on(&mut self, door: &Door, considered: bool, now: Instant) -> Action {
         match door.turn {
-            Standing::Granted { .. } if self.reserve => self.publish(now),
+            Standing::Granted { .. } if self.own == OwnSolve::InReserve => self.publish(now),
             Standing::Granted { .. } => Action::Solve,
             Standing::Held(_) => {
                 self.free_since = None;
@@ -336,7 +359,7 @@ impl Turn {
         if now < since + patience {
             return self.wait(now);
         }
-        if self.failed {
+        if self.own == OwnSolve::Failed {
             return Action::End(End::Failed);
         }
         self.past.away_until = None;
@@ -364,10 +387,10 @@ impl Turn {
     }
 
     fn without_redis(&mut self, now: Instant) -> Action {
-        if self.reserve {
+        if self.own == OwnSolve::InReserve {
             return Action::End(End::Publish(None));
         }
-        if self.failed {
+        if self.own == OwnSolve::Failed {
             return Action::End(End::Failed);
         }
         let since = self.past.alone_at.map(|at| now.saturating_duration_since(at));
@@ -388,7 +411,7 @@ impl Turn {
             self.past.alone_at = Some(now);
             return Action::End(End::Publish(None));
         }
-        self.reserve = true;
+        self.own = OwnSolve::InReserve;
         self.publish(now)
     }
 
@@ -417,7 +440,7 @@ impl Turn {
 
     fn handed_on(&mut self, now: Instant) -> Action {
         self.held = None;
-        self.failed = true;
+        self.own = OwnSolve::Failed;
         self.past.away_until = Some(now + AWAY);
         self.free_since = Some(now);
         self.pause = FIRST_PAUSE;

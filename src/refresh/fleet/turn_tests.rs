@@ -265,10 +265,27 @@ fn without_redis_a_token_is_got_at_once_and_then_every_five_minutes() {
     assert_eq!(by_hand.step(Event::Entered(None)), Action::Solve);
     let mut later = Script::after(Wish::Needed, past, now + 5 * minute);
     assert_eq!(later.step(Event::Entered(None)), Action::Solve);
-    // Once Redis has been there, it is the first time again.
-    let mut there = Script::after(Wish::Needed, past, now + minute);
-    there.find(HELD);
-    assert_eq!(there.step(Event::Entered(None)), Action::Solve);
+}
+
+#[test]
+fn redis_is_back_once_it_gives_a_lease_or_a_token_and_not_when_it_can_only_be_read() {
+    let mut script = Script::new(Wish::Needed);
+    script.step(Event::Entered(None));
+    script.step(Event::Solved);
+    let (past, now) = (script.turn.past(), script.now);
+    let mut full = Script::after(Wish::Needed, past, now);
+    let stored = door(FREE, &["refused, which could not be told"], None);
+    assert_eq!(full.step(Event::Entered(Some(stored.clone()))), Action::Consider);
+    assert!(matches!(full.step(Event::Considered { adopted: false }), Action::Enter(_)));
+    assert_eq!(full.step(Event::Entered(None)), Action::End(End::TooSoon(ALONE_PAUSE)));
+    assert!(full.turn.past().is_alone());
+    let mut granted = Script::after(Wish::Needed, past, now);
+    granted.find(GRANTED);
+    assert!(!granted.turn.past().is_alone());
+    let mut adopted = Script::after(Wish::Needed, past, now);
+    adopted.step(Event::Entered(Some(stored)));
+    adopted.step(Event::Considered { adopted: true });
+    assert!(!adopted.turn.past().is_alone());
 }
 
 #[test]

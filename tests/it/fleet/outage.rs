@@ -92,3 +92,50 @@ async fn redis_down_renews_alone_once_and_then_backs_off() {
         .await;
     agreed(&fleet).await;
 }
+
+/// Redis answers all again, and takes what there is to write.
+async fn redis_well(fleet: &Fleet) {
+    for member in &fleet.members {
+        let well = |status: &serde_json::Value| status["redis"]["ok"] == true;
+        until_within(SPREAD, "Redis to be well", async || well(&member.sidecar.status().await))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn redis_that_goes_a_second_time_is_gone_without_at_once_again() {
+    let mut fleet = Fleet::start(2).await;
+    fleet.stage.redis_mut().kill();
+    renew(&fleet).await;
+    fleet.stage.redis_mut().restart().await;
+    agreed(&fleet).await;
+    redis_well(&fleet).await;
+    fleet.stage.redis_mut().kill();
+    let before = fleet.solves();
+    renew(&fleet).await;
+    let alone = fleet.solves() - before;
+    assert!((1..=2).contains(&alone), "each by itself, once: {alone}");
+}
+
+#[tokio::test]
+async fn full_redis_is_gone_without_once_and_then_every_five_minutes() {
+    let fleet = Fleet::start(2).await;
+    let redis = fleet.stage.redis();
+    let () = redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    renew(&fleet).await;
+    let alone = fleet.solves();
+    assert!(alone <= 2, "each by itself, once: {alone}");
+    // It can be read all the while, and is looked at: that is not enough.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    fleet.kill_token();
+    for answer in &join_all(fleet.members.iter().map(|member| member.get(PATH))).await {
+        assert_eq!(answer.status(), 401, "{:?}", answer.response);
+    }
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(fleet.solves(), alone, "no second one within five minutes");
+    let () = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    until_within(SPREAD, "a renewal", async || fleet.members[0].get(PATH).await.status() == 200)
+        .await;
+    agreed(&fleet).await;
+    assert_eq!(fleet.solves(), alone + 1, "one for all again");
+}
