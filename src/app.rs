@@ -528,7 +528,7 @@ fn redis_store(stores: &config::Stores) -> Result<Option<RedisStore>, ConfigErro
         return Ok(None);
     };
     let store = RedisStore::new(redis.clone());
-    store.map(Some).map_err(|error| ConfigError::new("REDIS_URL", error.to_string()))
+    store.map(Some).map_err(|error| ConfigError::new(error.variable(), error.to_string()))
 }
 
 fn env_file(stores: &config::Stores) -> EnvFile {

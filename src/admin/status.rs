@@ -174,6 +174,7 @@ const BLIND_VERIFIER: &str = "VERIFY_URL answers without a token too, so it cann
 const UNVERIFIED: &str =
     "the token is not verified yet; VERIFY_URL gave no verdict, and no real answer has come";
 const REDIS_DOWN: &str = "Redis cannot be reached; the token is kept without it meanwhile";
+const REDIS_ELSEWHERE: &str = "REDIS_URL does not fit the Redis that it leads to; redis says why";
 const REDIS_LOCKED: &str = "Redis refuses the password; is REDIS_PASSWORD or REDIS_PASSWORD_FILE \
     that of the server, and of the user in REDIS_URL?";
 const REDIS_REFUSES: &str = "Redis answers and refuses what is asked of it: it is full, a replica, \
@@ -184,6 +185,7 @@ const ENV_FILE_DOWN: &str =
 fn of_redis(trouble: RedisTrouble) -> &'static str {
     match trouble {
         RedisTrouble::Away => REDIS_DOWN,
+        RedisTrouble::Address => REDIS_ELSEWHERE,
         RedisTrouble::Password => REDIS_LOCKED,
         RedisTrouble::Refusal => REDIS_REFUSES,
     }
@@ -238,6 +240,7 @@ mod tests {
             Facts { token: TokenFact::None, ..well },
             Facts { token: TokenFact::Unverified, ..well },
             Facts { redis: Some(RedisTrouble::Away), ..well },
+            Facts { redis: Some(RedisTrouble::Address), ..well },
             Facts { redis: Some(RedisTrouble::Password), ..well },
             Facts { redis: Some(RedisTrouble::Refusal), ..well },
             Facts { env_file: StoreFact::Failing, ..well },

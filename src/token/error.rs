@@ -18,6 +18,24 @@ pub enum StoreError {
          in REDIS_PASSWORD)"
     )]
     RedisUrl,
+    /// The settings: words after a `?` that nobody would read.
+    #[error(
+        "only unix:// takes a query (?db=…&user=…&pass=…); elsewhere the database is the path, as \
+         in redis://host:6379/3, and a password with special characters belongs in REDIS_PASSWORD"
+    )]
+    RedisUrlQuery,
+    /// The settings: a login that is not the one of the servers.
+    #[error(
+        "the user stands once, before the first Sentinel: redis+sentinel://user@host,host/service \
+         (a password with special characters belongs in REDIS_PASSWORD)"
+    )]
+    RedisUrlLogin,
+    /// The settings: a key that is another's already.
+    #[error(
+        "it must differ from REDIS_KEY, and from {{REDIS_KEY}}:meta, :lease, :epoch, :unverified, \
+         :backoff, :denied and :tries, which sidecars share"
+    )]
+    RedisCookiesKey,
     /// The settings: certificates without encryption.
     #[error("REDIS_TLS_CA, REDIS_TLS_CERT and REDIS_TLS_KEY need a REDIS_URL with rediss://")]
     RedisTlsScheme,
@@ -77,6 +95,21 @@ pub enum StoreError {
          fail-over to end"
     )]
     RedisNoPrimary,
+    /// A server answers where there should be a Sentinel.
+    #[error(
+        "no Sentinel answers at the address in REDIS_URL but a Redis server: redis+sentinel:// \
+         wants the Sentinels' ports, mostly 26379"
+    )]
+    RedisNoSentinel,
+    /// A Sentinel answers where there should be a server.
+    #[error(
+        "a Sentinel answers at the address in REDIS_URL and no Redis server: write \
+         redis+sentinel://host:26379/service/0"
+    )]
+    RedisIsSentinel,
+    /// The server cannot switch to that database.
+    #[error("Redis has no database of the number in REDIS_URL")]
+    RedisNoDatabase,
     /// The server answered with an error.
     #[error("Redis refused the command: {code}")]
     RedisRefused {
@@ -106,6 +139,8 @@ pub enum StoreError {
 pub enum RedisTrouble {
     /// It gives no answer that can be used.
     Away,
+    /// Something else is there than `REDIS_URL` says.
+    Address,
     /// It wants another password.
     Password,
     /// It answers, and refuses what is asked of it.
@@ -113,12 +148,25 @@ pub enum RedisTrouble {
 }
 
 impl StoreError {
+    /// The variable whose value is wrong, as far as that is known at the start.
+    #[must_use]
+    pub fn variable(&self) -> &'static str {
+        match self {
+            Self::RedisCookiesKey => "REDIS_COOKIES_KEY",
+            Self::EnvFile { .. } => "ENV_FILE",
+            _ => "REDIS_URL",
+        }
+    }
+
     /// What is wrong with Redis.
     #[must_use]
     pub fn redis_trouble(&self) -> RedisTrouble {
         match self {
             Self::RedisPassword | Self::RedisPasswordFile { .. } => RedisTrouble::Password,
             Self::RedisRefused { .. } => RedisTrouble::Refusal,
+            Self::RedisNoSentinel | Self::RedisIsSentinel | Self::RedisNoDatabase => {
+                RedisTrouble::Address
+            }
             _ => RedisTrouble::Away,
         }
     }

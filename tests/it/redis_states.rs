@@ -25,6 +25,7 @@ struct Looks {
 const AWAY: Looks = Looks { error: "", hint: "Redis cannot be reached" };
 const FULL: Looks = Looks { error: "OOM", hint: "it is full, a replica" };
 const REPLICA: Looks = Looks { error: "READONLY", hint: "it is full, a replica" };
+const ELSEWHERE: Looks = Looks { error: "no database", hint: "REDIS_URL does not fit" };
 const LOCKED: Looks = Looks { error: "refused the password", hint: "Redis refuses the password" };
 
 async fn with_redis() -> World {
@@ -250,4 +251,33 @@ async fn certificate_file_without_a_certificate_ends_the_start() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(variable) && said.contains("no certificate"), "{said}");
     }
+}
+
+#[tokio::test]
+async fn setting_that_leads_elsewhere_ends_the_start() {
+    for (url, cookies_key, variable) in [
+        ("redis://127.0.0.1:1", "chitai_gorod_token", "REDIS_COOKIES_KEY: "),
+        ("redis://127.0.0.1:1", "{chitai_gorod_token}:lease", "REDIS_COOKIES_KEY: "),
+        ("redis://127.0.0.1:1/-1", "", "REDIS_URL: "),
+        ("redis://127.0.0.1:1/?db=3", "", "REDIS_URL: "),
+        ("redis+sentinel://a@127.0.0.1:1,b@127.0.0.1:2/shop", "", "REDIS_URL: "),
+    ] {
+        let mut stage = Stage::new().await;
+        stage.set("REDIS_URL", url);
+        stage.set("REDIS_COOKIES_KEY", cookies_key);
+        let output = stage.run(&["run"]).await;
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{url}: {said}");
+        assert!(said.contains(variable), "{url}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn database_that_redis_does_not_have_is_told_of_once() {
+    let mut stage = Stage::new().await;
+    let redis = Redis::start().await;
+    stage.set("REDIS_URL", format!("{}/99", redis.url()));
+    stage.redis = Some(redis);
+    let world = stage.start().await;
+    check_is_told(&world, &ELSEWHERE).await;
 }

@@ -146,6 +146,9 @@ fn is_for_the_script_alone(error: &RedisError) -> bool {
 
 /// What `error` means, without any text of the server's.
 pub(super) fn explained(error: &RedisError) -> StoreError {
+    if let Some(refusal) = of_select(error) {
+        return refusal;
+    }
     let code = server_code(error);
     match (error.kind(), code) {
         _ if error.is_timeout() => StoreError::RedisTimeout,
@@ -157,6 +160,24 @@ pub(super) fn explained(error: &RedisError) -> StoreError {
         (ErrorKind::MasterNameNotFoundBySentinel, None) => StoreError::RedisNoPrimary,
         (_, None) => StoreError::RedisAnswer { category: error.category().to_owned() },
     }
+}
+
+/// The crate keeps the text with which a server refuses to switch to the
+/// database, and puts another code before it.
+fn of_select(error: &RedisError) -> Option<StoreError> {
+    if !error.to_string().starts_with("Redis server refused to switch database") {
+        return None;
+    }
+    let is_about = |words| error.detail().is_some_and(|detail| detail.contains(words));
+    Some(if is_about("Authentication required") {
+        StoreError::RedisPassword
+    } else if is_about("no permissions") {
+        StoreError::RedisRefused { code: "NOPERM".to_owned() }
+    } else if is_about("unknown command") {
+        StoreError::RedisIsSentinel
+    } else {
+        StoreError::RedisNoDatabase
+    })
 }
 
 /// The code of the command that failed, rather than that of the whole batch.

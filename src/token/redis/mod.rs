@@ -26,6 +26,8 @@ mod script;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_address;
+#[cfg(test)]
 mod tests_notices;
 #[cfg(test)]
 mod tests_sentinel;
@@ -125,10 +127,14 @@ impl RedisStore {
     ///
     /// [`StoreError`] for settings that cannot work.
     pub fn new(settings: RedisSettings) -> Result<Self, StoreError> {
+        let keys = Keys::new(&settings.key, &settings.cookies_key);
+        if !keys.are_distinct() {
+            return Err(StoreError::RedisCookiesKey);
+        }
         Ok(Self {
             link: Link::new(&settings)?,
             scripts: Scripts::new(),
-            keys: Keys::new(&settings.key, &settings.cookies_key),
+            keys,
             notices: watch::Sender::new(0),
             key: settings.key,
             cookies_key: settings.cookies_key,
@@ -150,8 +156,11 @@ impl RedisStore {
         // type counts as absent.
         let mut commands = pipe();
         commands.cmd("MGET").arg(&self.key).arg(&self.cookies_key).arg(self.keys.meta());
-        let (values,): ([Option<Vec<u8>>; 3],) = self.link.run(&commands).await?;
-        let [token, cookies, metadata] = values;
+        let answer: Result<([Option<Vec<u8>>; 3],), _> = self.link.run(&commands).await;
+        let [token, cookies, metadata] = match answer {
+            Ok((values,)) => values,
+            Err(error) => return Err(self.plainer(error).await),
+        };
         let token = token.and_then(|value| self.read_token(&value));
         Ok(token.map(|token| self.stored(token, cookies.as_deref(), metadata.as_deref())))
     }
@@ -205,9 +214,10 @@ impl RedisStore {
         }
     }
 
+    /// A logged-in visitor's token is none for us: it must not become everybody's.
     fn read_token(&self, value: &[u8]) -> Option<Token> {
         let token = str::from_utf8(value).ok().map(Token::parse);
-        let token = token.and_then(Result::ok);
+        let token = token.and_then(Result::ok).filter(|token| !token.is_personal());
         if token.is_none() {
             self.report_unreadable(&self.key, value);
         }

@@ -14,8 +14,8 @@ use std::{
 
 use futures_util::future::select_ok;
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _,
-    RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode,
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo as _,
+    RedisConnectionInfo, RedisError, RedisResult, TlsCertificates, TlsMode,
     io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
@@ -118,6 +118,7 @@ impl Place {
         }
         match select_ok(asked).await {
             Ok((client, _slower)) => Ok(client),
+            Err(error) if is_of_no_sentinel(&error) => Err(StoreError::RedisNoSentinel),
             Err(error) => Err(explained(&error)),
         }
     }
@@ -215,6 +216,7 @@ fn way(settings: &RedisSettings) -> Result<Way, StoreError> {
     if url.ends_with("#insecure") {
         return Err(StoreError::RedisUrl);
     }
+    check_query(url)?;
     match scheme {
         "redis" | "rediss" | "unix" => server(url).map(Way::Server),
         "redis+sentinel" => sentinels(settings, rest, false).map(Way::Sentinels),
@@ -223,9 +225,30 @@ fn way(settings: &RedisSettings) -> Result<Way, StoreError> {
     }
 }
 
+/// The crate passes over what it does not know.
+fn check_query(url: &str) -> Result<(), StoreError> {
+    let (address, query) = url.split_once('?').unwrap_or((url, ""));
+    let is_known = |pair: &str| {
+        let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+        ["db", "user", "pass", "protocol"].contains(&name)
+    };
+    let mut pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let is_read = if address.starts_with("unix:") { pairs.all(is_known) } else { query.is_empty() };
+    if is_read { Ok(()) } else { Err(StoreError::RedisUrlQuery) }
+}
+
 fn server(url: &str) -> Result<ConnectionInfo, StoreError> {
     let info = url.into_connection_info().map_err(|_| StoreError::RedisUrl)?;
+    if info.redis_settings().db() < 0 {
+        return Err(StoreError::RedisUrl);
+    }
     Ok(info.set_tcp_settings(tcp_settings()))
+}
+
+/// The crate has no kind of its own for it.
+fn is_of_no_sentinel(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::InvalidClientConfig
+        && error.to_string().contains("not point to a sentinel")
 }
 
 fn tcp_settings() -> TcpSettings {
@@ -239,6 +262,10 @@ fn sentinels(settings: &RedisSettings, rest: &str, tls: bool) -> Result<Sentinel
     let (service, db) = path.split_once('/').unwrap_or((path, ""));
     if service.is_empty() || rest.contains(['?', '#']) {
         return Err(StoreError::RedisUrl);
+    }
+    // Whatever stands before it would be taken for the name, other hosts with it.
+    if login.contains(['@', ',']) {
+        return Err(StoreError::RedisUrlLogin);
     }
     let nodes: Result<Vec<_>, _> = hosts.split(',').map(|host| node(host, tls)).collect();
     Ok(Sentinels {

@@ -6,9 +6,9 @@
 //!   each then answers as it did at first.
 //! - No script asks for the time: what must end has a time to live.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
-use redis::{FromRedisValue, Pipeline, pipe};
+use redis::{FromRedisValue, Pipeline, Role, pipe};
 use tokio::time::timeout;
 
 use super::{RedisStore, StoreError, sha1_hex};
@@ -121,6 +121,12 @@ impl Keys {
         &self.channel
     }
 
+    /// Whether no name stands for two things.
+    pub(super) fn are_distinct(&self) -> bool {
+        let different: HashSet<_> = self.names.iter().collect();
+        different.len() == self.names.len()
+    }
+
     pub(super) fn meta(&self) -> &str {
         &self.names[2]
     }
@@ -152,15 +158,23 @@ impl RedisStore {
     }
 
     /// Before the log-in a server takes no command of this length, and does
-    /// not say that it wants a password.
-    async fn plainer(&self, error: StoreError) -> StoreError {
+    /// not say that it wants a password. A Sentinel knows none of our commands.
+    pub(super) async fn plainer(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::RedisRefused { code } if code == "ERR" => match self.ping().await {
                 Err(password @ StoreError::RedisPassword) => password,
+                _ if self.is_at_sentinel().await => StoreError::RedisIsSentinel,
                 _ => StoreError::RedisRefused { code },
             },
             error => error,
         }
+    }
+
+    async fn is_at_sentinel(&self) -> bool {
+        let mut commands = pipe();
+        commands.cmd("ROLE");
+        let role: Result<(Role,), _> = self.link.run(&commands).await;
+        matches!(role, Ok((Role::Sentinel { .. },)))
     }
 
     fn invocation(&self, command: &str, script: &str, arguments: &[String]) -> Pipeline {

@@ -17,14 +17,14 @@ use crate::config::Secret;
 const SERVICE: &str = "shop";
 
 /// A Sentinel on a port of its own, killed on drop.
-struct Sentinel {
-    port: u16,
+pub(super) struct Sentinel {
+    pub(super) port: u16,
     _folder: TempDir,
     process: Child,
 }
 
 impl Sentinel {
-    async fn of(primary: u16) -> Self {
+    pub(super) async fn of(primary: u16) -> Self {
         Self::with(primary, "").await
     }
 
