@@ -377,7 +377,9 @@ impl Refresher {
             return Some(adopted);
         }
         let unverified = entrance.unverified.as_ref().filter(|_| !entrance.is_unverified_denied)?;
-        self.weigh(Some(unverified), in_doubt).await.1
+        let adopted = self.weigh(Some(unverified), in_doubt).await.1?;
+        self.fleet.note_unproven(adopted.generation);
+        Some(adopted)
     }
 
     /// Decides about what lies in Redis. With the token in force `in_doubt`,
@@ -575,6 +577,7 @@ impl Refresher {
         if !published.is_verified() {
             if let Some(lease) = lease {
                 self.stores.share(&published, &lease, self.clock.now()).await;
+                self.fleet.note_shown(&published.token, lease);
                 self.fleet.settle();
             } else {
                 self.stores.note_redis_complete();

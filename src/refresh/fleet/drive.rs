@@ -12,11 +12,12 @@ use tracing::debug;
 use super::super::error::RefreshError;
 use super::super::lock;
 use super::super::refresher::Refresher;
-use super::super::run::{Cause, Outcome, Solution};
+use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
 use super::turn::{Action, Door, End, Event, Turn};
 use crate::token::{
-    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, ValueId, Wish,
+    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
+    Wish,
 };
 
 /// What a lease that is not needed any more may cost at the end of the process.
@@ -179,10 +180,21 @@ impl Refresher {
                 self.fleet.owe(&solution.candidate.token);
                 Ok(self.put_out(solution))
             }
-            (End::Elsewhere(backoff), _) => Err(RefreshError::Elsewhere(backoff)),
+            (End::Elsewhere(backoff), _) => Err(self.held_back(backoff)),
             (End::TooSoon(left), _) => Err(RefreshError::Alone(left)),
             (_, Gains { error: Some(error), .. }) => Err(error),
             _ => Err(RefreshError::Stopped),
+        }
+    }
+
+    /// The error of a run that has found a back-off: the own one, if the failure
+    /// is this sidecar's or was told here before.
+    fn held_back(&self, backoff: SharedBackoff) -> RefreshError {
+        let is_news = self.fleet.tell(&backoff);
+        let last = lock(&self.last_run).as_ref().and_then(LastRun::error);
+        match last {
+            Some(error) if !is_news => RefreshError::Still(error, backoff),
+            _ => RefreshError::Elsewhere(backoff),
         }
     }
 
@@ -227,13 +239,35 @@ impl Refresher {
     pub(in crate::refresh) fn leave_turn(self: &Arc<Self>, outcome: &Outcome) {
         let Some(lease) = self.fleet.take_lease() else { return };
         let backoff = outcome.as_ref().err().and_then(|error| self.backoff_of(error));
-        let this = Arc::clone(self);
-        self.handle.spawn(async move {
-            match backoff {
-                Some(backoff) => this.stores.fail(&lease, &backoff).await.ok(),
-                None => this.stores.release(&lease.owner).await.ok(),
+        match backoff {
+            Some(backoff) => self.share_failure(lease, backoff),
+            None => {
+                let this = Arc::clone(self);
+                self.handle.spawn(async move { this.stores.release(&lease.owner).await.ok() });
             }
-        });
+        }
+    }
+
+    fn share_failure(self: &Arc<Self>, lease: Lease, backoff: SharedBackoff) {
+        let backoff = SharedBackoff { epoch: lease.epoch, ..backoff };
+        self.fleet.tell(&backoff);
+        let this = Arc::clone(self);
+        self.handle.spawn(async move { this.stores.fail(&lease, &backoff).await.ok() });
+    }
+
+    /// The API refuses `token`, which nobody could verify, and a back-off has
+    /// begun for it. Where the others have the token from here, it is for them
+    /// too, unless somebody has begun since.
+    pub(in crate::refresh) fn share_disappointment(
+        self: &Arc<Self>,
+        token: &Token,
+        error: &RefreshError,
+    ) {
+        if let Some(lease) = self.fleet.take_shown(token)
+            && let Some(backoff) = self.backoff_of(error)
+        {
+            self.share_failure(lease, backoff);
+        }
     }
 
     /// What the others are to know of an own failure.

@@ -16,10 +16,10 @@ mod turn;
 mod turn_tests;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::lock;
-use crate::token::{Lease, Token};
+use crate::token::{Generation, Lease, SharedBackoff, Token};
 
 pub(super) use keeping::{Considered, Next, after_refusal};
 pub(super) use turn::ALONE_PAUSE;
@@ -33,6 +33,12 @@ pub(super) struct Fleet {
     lease: Mutex<Option<Lease>>,
     /// The token that is to be committed with a lease.
     owed: Mutex<Option<(Token, Lease)>>,
+    /// The last token that was shown to the others without a verdict.
+    shown: Mutex<Option<(Token, Lease)>>,
+    /// The generation that came from another sidecar without a verdict.
+    unproven: AtomicU64,
+    /// The failure that was last told here: an own one, or another sidecar's.
+    told: Mutex<Option<(u64, String)>>,
     /// The back-off that is on is there for want of Redis.
     pauses_alone: AtomicBool,
     /// The run in flight waits for others, and looks by itself.
@@ -82,6 +88,34 @@ impl Fleet {
     /// The lease that `token` is to be committed with.
     pub(super) fn owed_with(&self, token: &Token) -> Option<Lease> {
         lock(&self.owed).as_ref().filter(|(owed, _)| owed == token).map(|(_, lease)| lease.clone())
+    }
+
+    /// `token`, which nobody could verify, has been shown with this lease.
+    pub(super) fn note_shown(&self, token: &Token, lease: Lease) {
+        *lock(&self.shown) = Some((token.clone(), lease));
+    }
+
+    /// The lease that `token` was shown with, once.
+    fn take_shown(&self, token: &Token) -> Option<Lease> {
+        lock(&self.shown).take_if(|(shown, _)| shown == token).map(|(_, lease)| lease)
+    }
+
+    /// This generation is another sidecar's, which could not verify it.
+    pub(super) fn note_unproven(&self, generation: Generation) {
+        self.unproven.store(generation.0, Ordering::Relaxed);
+    }
+
+    /// Whether this generation came from another sidecar without a verdict.
+    pub(super) fn is_unproven(&self, generation: Generation) -> bool {
+        self.unproven.load(Ordering::Relaxed) == generation.0
+    }
+
+    /// The failure that goes with this back-off is told here. Returns whether
+    /// that is news.
+    fn tell(&self, backoff: &SharedBackoff) -> bool {
+        let failure = Some((backoff.epoch, backoff.error.clone()));
+        let told = std::mem::replace(&mut *lock(&self.told), failure.clone());
+        told != failure
     }
 
     /// The lease is gone, in whatever way.
