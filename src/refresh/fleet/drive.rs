@@ -7,13 +7,14 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::super::error::RefreshError;
+use super::super::error::{RefreshError, readable};
 use super::super::lock;
 use super::super::refresher::Refresher;
 use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
+use super::Part;
 use super::turn::{Action, Door, End, Event, Turn};
 use crate::token::{
     Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
@@ -23,6 +24,9 @@ use crate::token::{
 /// What a lease that is not needed any more may cost at the end of the process.
 const RELEASE: Duration = Duration::from_secs(1);
 
+/// A wait for another sidecar that is worth a word.
+const LONG_WAIT: Duration = Duration::from_secs(5);
+
 /// What a turn has brought so far.
 struct Gains {
     /// Kept from one look to the next, so that no notice in between is lost.
@@ -31,6 +35,9 @@ struct Gains {
     adopted: Option<Arc<Published>>,
     solution: Option<Solution>,
     error: Option<RefreshError>,
+    /// Since when it waits for another sidecar.
+    waits_since: Option<Instant>,
+    wait_is_told: bool,
 }
 
 impl Cause {
@@ -59,6 +66,8 @@ impl Refresher {
             adopted: None,
             solution: None,
             error: None,
+            waits_since: None,
+            wait_is_told: false,
         };
         let mut action = turn.begin(Instant::now());
         loop {
@@ -114,6 +123,7 @@ impl Refresher {
     }
 
     async fn solve_in_turn(&self, cause: Cause, turn: &mut Turn, gains: &mut Gains) -> Event {
+        self.fleet.set_part(Some(Part::Solving));
         let solve = self.solve(cause);
         tokio::pin!(solve);
         let solved = loop {
@@ -157,6 +167,7 @@ impl Refresher {
     }
 
     async fn wait_in_turn(&self, until: Instant, gains: &mut Gains) -> Event {
+        self.fleet.set_part(Some(Part::Waiting));
         self.fleet.waits.store(true, Ordering::Relaxed);
         let noticed = async {
             match &mut gains.notices {
@@ -169,6 +180,7 @@ impl Refresher {
             () = sleep_until(until) => Event::Timer,
         };
         self.fleet.waits.store(false, Ordering::Relaxed);
+        tell_long_wait(gains);
         event
     }
 
@@ -237,15 +249,13 @@ impl Refresher {
 
     /// The run has ended: tells the others, beside it.
     pub(in crate::refresh) fn leave_turn(self: &Arc<Self>, outcome: &Outcome) {
+        self.fleet.set_part(None);
         let Some(lease) = self.fleet.take_lease() else { return };
-        let backoff = outcome.as_ref().err().and_then(|error| self.backoff_of(error));
-        match backoff {
-            Some(backoff) => self.share_failure(lease, backoff),
-            None => {
-                let this = Arc::clone(self);
-                self.handle.spawn(async move { this.stores.release(&lease.owner).await.ok() });
-            }
+        if let Some(backoff) = outcome.as_ref().err().and_then(|error| self.backoff_of(error)) {
+            return self.share_failure(lease, backoff);
         }
+        let this = Arc::clone(self);
+        self.handle.spawn(async move { this.stores.release(&lease.owner).await.ok() });
     }
 
     fn share_failure(self: &Arc<Self>, lease: Lease, backoff: SharedBackoff) {
@@ -287,5 +297,18 @@ impl Refresher {
         if let Some(lease) = self.fleet.take_lease() {
             let _ = timeout(RELEASE, self.stores.release(&lease.owner)).await;
         }
+    }
+}
+
+/// Says once in a run that another sidecar takes long.
+fn tell_long_wait(gains: &mut Gains) {
+    if !matches!(gains.entrance, Some(Entrance { turn: Standing::Held(_), .. })) {
+        gains.waits_since = None;
+        return;
+    }
+    let waited = gains.waits_since.get_or_insert_with(Instant::now).elapsed();
+    if waited > LONG_WAIT && !gains.wait_is_told {
+        gains.wait_is_told = true;
+        info!(waited = %readable(waited), "waits for another sidecar's refresh");
     }
 }

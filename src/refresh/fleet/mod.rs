@@ -25,6 +25,25 @@ pub(super) use keeping::{Considered, Next, after_refusal};
 pub(super) use turn::ALONE_PAUSE;
 use turn::Past;
 
+/// What the run in flight does among the sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It asks the sources, for all or without Redis.
+    Solving,
+    /// It waits for another sidecar's run, or for Redis.
+    Waiting,
+}
+
+impl Part {
+    /// The word in `/status`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Solving => "solving",
+            Self::Waiting => "waiting",
+        }
+    }
+}
+
 /// What a sidecar remembers of its part in the fleet.
 #[derive(Default)]
 pub(super) struct Fleet {
@@ -43,6 +62,7 @@ pub(super) struct Fleet {
     pauses_alone: AtomicBool,
     /// The run in flight waits for others, and looks by itself.
     waits: AtomicBool,
+    part: Mutex<Option<Part>>,
 }
 
 impl Fleet {
@@ -71,6 +91,15 @@ impl Fleet {
     /// Whether the run in flight looks into Redis by itself.
     pub(super) fn waits(&self) -> bool {
         self.waits.load(Ordering::Relaxed)
+    }
+
+    /// What the run in flight does, as far as it has got.
+    pub(super) fn part(&self) -> Option<Part> {
+        *lock(&self.part)
+    }
+
+    fn set_part(&self, part: Option<Part>) {
+        *lock(&self.part) = part;
     }
 
     /// The lease of the run, for whoever gives it back.
