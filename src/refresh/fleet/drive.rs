@@ -15,7 +15,7 @@ use super::super::refresher::Refresher;
 use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
 use super::Part;
-use super::turn::{Action, Door, End, Event, Turn};
+use super::turn::{Action, Door, End, Event, Past, Turn};
 use crate::token::{
     Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
     Wish,
@@ -59,7 +59,8 @@ impl Refresher {
         &self,
         cause: Cause,
     ) -> Result<Arc<Published>, RefreshError> {
-        let mut turn = self.new_turn(cause);
+        let before = *lock(&self.fleet.past);
+        let mut turn = self.new_turn(cause, before);
         let mut gains = Gains {
             notices: self.stores.notices(),
             entrance: None,
@@ -78,7 +79,7 @@ impl Refresher {
                 Action::HandOn(lease) => self.hand_on(&lease).await,
                 Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
                 Action::End(end) => {
-                    *lock(&self.fleet.past) = turn.past();
+                    lock(&self.fleet.past).take_over(before, turn.past());
                     return self.end_turn(end, gains);
                 }
             };
@@ -87,10 +88,9 @@ impl Refresher {
         }
     }
 
-    fn new_turn(&self, cause: Cause) -> Turn {
+    fn new_turn(&self, cause: Cause, past: Past) -> Turn {
         let wish = cause.wish(self.usable().is_some());
         let known = self.cache.current().map(|current| ValueId::of_token(&current.token));
-        let past = *lock(&self.fleet.past);
         Turn::new(wish, Owner::random(), known, past, Rng::new(), Instant::now())
     }
 
