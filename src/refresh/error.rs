@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -29,6 +30,9 @@ pub enum RefreshError {
     /// Another sidecar of the fleet has failed, and this one is not to try yet.
     #[error("another sidecar's refresh failed: {}", .0.error)]
     Elsewhere(SharedBackoff),
+    /// A failure that is known here, whose back-off still holds for the fleet.
+    #[error("{0}")]
+    Still(Arc<Self>, SharedBackoff),
     /// Redis is out of order, and not long ago a token was got without it.
     #[error(
         "Redis is out of order, and without it a token is got every {} at most",
@@ -50,6 +54,7 @@ impl RefreshError {
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::RefusedAgain => true,
+            Self::Still(error, _) => error.is_refusal(),
             Self::Sources(failures) => {
                 !failures.is_empty() && failures.iter().all(|failure| failure.error.is_refusal())
             }

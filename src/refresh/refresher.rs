@@ -346,7 +346,7 @@ impl Refresher {
     /// Under the lock of the runs: a run publishes before it ends and fails
     /// before it ends, so what it did shows here or it is still in flight.
     fn look(
-        &self,
+        self: &Arc<Self>,
         older: Option<Generation>,
         cause: Cause,
         running: bool,
@@ -367,17 +367,22 @@ impl Refresher {
 
     /// Where the verifier cannot tell, a source may give one useless token
     /// after the other: that must not start one run after the other.
-    fn count_disappointment(&self) {
+    ///
+    /// A token that another sidecar could not verify counts like an own one; one
+    /// that a store brought is an operator's, or was believed once.
+    fn count_disappointment(self: &Arc<Self>) {
         let Some(current) = self.cache.current() else {
             return;
         };
-        if !current.is_verified() && !is_store(current.source) {
-            let counted =
-                self.schedule().disappointed(Instant::now(), current.generation, jitter());
-            if counted {
-                let error = Arc::new(RefreshError::RefusedAgain);
-                lock(&self.last_run).get_or_insert_default().fail(error);
-            }
+        let from_sources = !is_store(current.source) || self.fleet.is_unproven(current.generation);
+        if current.is_verified() || !from_sources {
+            return;
+        }
+        let counted = self.schedule().disappointed(Instant::now(), current.generation, jitter());
+        if counted {
+            let error = Arc::new(RefreshError::RefusedAgain);
+            self.share_disappointment(&current.token, &error);
+            lock(&self.last_run).get_or_insert_default().fail(error);
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::adoption::is_store;
 use super::backoff::jitter;
@@ -214,7 +214,10 @@ impl Refresher {
 
     /// Draws the consequences, before anyone wakes.
     fn conclude(&self, cause: Cause, outcome: &Outcome, took: Duration) {
-        let error = outcome.as_ref().err().cloned();
+        let error = outcome.as_ref().err().map(|error| match &**error {
+            RefreshError::Still(first, _) => Arc::clone(first),
+            _ => Arc::clone(error),
+        });
         *lock(&self.last_run) = Some(LastRun { error, took });
         match outcome {
             Ok(published) => {
@@ -246,7 +249,7 @@ impl Refresher {
     /// not come back as one.
     fn count_failure(&self, error: &RefreshError, needed: bool, now: Instant) {
         match error {
-            RefreshError::Elsewhere(backoff) => {
+            RefreshError::Elsewhere(backoff) | RefreshError::Still(_, backoff) => {
                 let until = now + backoff.left + backoff.left.mul_f64(fastrand::f64() * 0.1);
                 self.schedule().failed_elsewhere(until, needed, backoff.failures);
             }
@@ -270,6 +273,10 @@ impl Refresher {
         self.count_failure(error, needed, now);
         let held_until = self.schedule().held_until(now);
         let next_try = held_until.unwrap_or_else(|| self.due(now)) - now;
+        if matches!(error, RefreshError::Still(..)) {
+            debug!(next_try = %readable(next_try), "fleet still held back");
+            return;
+        }
         warn!(%error, took = %readable(took), next_try = %readable(next_try), "refresh failed");
     }
 }

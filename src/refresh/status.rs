@@ -64,6 +64,9 @@ pub struct RedisStatus {
     /// What kind of trouble that is.
     #[serde(skip)]
     pub trouble: Option<RedisTrouble>,
+    /// What the run in flight does among the sidecars: `solving`, or `waiting`
+    /// for another one; null without a run.
+    pub turn: Option<&'static str>,
 }
 
 /// How the env file fares.
@@ -107,7 +110,8 @@ impl Refresher {
     fn redis_status(&self) -> RedisStatus {
         let last_error = self.stores.redis_error();
         let trouble = self.stores.redis_trouble();
-        RedisStatus { ok: last_error.is_none(), last_error, trouble }
+        let turn = self.fleet.part().map(super::fleet::Part::as_str);
+        RedisStatus { ok: last_error.is_none(), last_error, trouble, turn }
     }
 
     fn run_status(&self) -> RunStatus {

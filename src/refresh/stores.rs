@@ -382,7 +382,9 @@ impl Refresher {
             return Some(adopted);
         }
         let unverified = entrance.unverified.as_ref().filter(|_| !entrance.is_unverified_denied)?;
-        self.weigh(Some(unverified), in_doubt).await.1
+        let adopted = self.weigh(Some(unverified), in_doubt).await.1?;
+        self.fleet.note_unproven(adopted.generation);
+        Some(adopted)
     }
 
     /// Decides about what lies in Redis. With the token in force `in_doubt`,
@@ -589,6 +591,7 @@ impl Refresher {
                 return Saving::Failed;
             }
             self.give_back().await;
+            self.fleet.note_shown(&published.token, lease);
             return Saving::Done;
         }
         let saved = self.stores.in_redis.load(Ordering::Relaxed);

@@ -16,7 +16,7 @@ use super::run::Cause;
 use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
 use crate::metrics::Metrics;
-use crate::token::{Candidate, Clock, Stored, TokenCache};
+use crate::token::{Candidate, Clock, Entrance, Owner, Request, Stored, TokenCache, Wish};
 
 const ANONYMOUS: &str = "POST /api/v1/auth/anonymous";
 const VERIFY: &str = "GET /verify";
@@ -648,6 +648,86 @@ async fn a_run_takes_what_another_sidecar_has_found() {
     let adopted = replayed(world.refuse(Generation(1), "/").await);
     assert_eq!((&adopted.token, adopted.source), (&newer, Source::Redis));
     assert_eq!(world.api.count(ANONYMOUS), 0);
+}
+
+/// Waits until what lies in Redis is as told.
+async fn eventually_found(redis: &Redis, is_there: impl Fn(&Entrance) -> bool) {
+    let store = redis.store();
+    let request = Request { owner: Owner::random(), wish: Wish::None, known: Vec::new() };
+    let look = async {
+        while !is_there(&store.enter(&request, 0).await.unwrap()) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), look).await.unwrap();
+}
+
+/// Waits until `wanted` lies in Redis without a verdict.
+async fn eventually_shown(redis: &Redis, wanted: &Token) {
+    let shown = |found: &Entrance| found.unverified.as_ref().map(|shown| shown.token.clone());
+    eventually_found(redis, |found| shown(found).as_ref() == Some(wanted)).await;
+}
+
+async fn eventually_held_back(redis: &Redis) {
+    eventually_found(redis, |found| found.backoff.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_shared_token_that_nobody_could_verify_disappoints_all_alike() {
+    let redis = Redis::start().await;
+    let (solves, adopts) = (world_with(&redis).await, world_with(&redis).await);
+    let comes_later = world_with(&redis).await;
+    let all = [&solves, &adopts, &comes_later];
+    for world in all {
+        world.verifier_says(500);
+    }
+    let first = solves.refresher.acquire().await.unwrap();
+    eventually_shown(&redis, &first.token).await;
+    let same = adopts.refresher.acquire().await.unwrap();
+    assert_eq!((&same.token, same.source), (&first.token, Source::Redis));
+
+    sleep(Duration::from_millis(1100)).await; // Tokens tell their age in seconds.
+    let second = replayed(solves.refuse(first.generation, "/").await);
+    eventually_shown(&redis, &second.token).await;
+    let same = replayed(adopts.refuse(same.generation, "/").await);
+    assert_eq!(same.token, second.token);
+    let failure = failed(adopts.refuse(same.generation, "/").await);
+    assert_eq!(failure.reason, FailureReason::Backoff);
+
+    // Who has shown it tells those who have seen less.
+    let failure = failed(solves.refuse(second.generation, "/").await);
+    assert_eq!(failure.reason, FailureReason::Backoff);
+    eventually_held_back(&redis).await;
+    let same = comes_later.refresher.acquire().await.unwrap();
+    assert_eq!(same.token, second.token);
+    let failure = failed(comes_later.refuse(same.generation, "/").await);
+    assert!(matches!(*failure.error, RefreshError::Elsewhere(_)), "{}", failure.error);
+    let minted: usize = all.iter().map(|world| world.api.count(ANONYMOUS)).sum();
+    assert_eq!(minted, 2);
+}
+
+#[tokio::test]
+async fn a_back_off_that_is_known_is_no_failure_of_another_sidecar() {
+    let redis = Redis::start().await;
+    let (fails, waits) = (world_with(&redis).await, world_with(&redis).await);
+    fails.close_door();
+    let own = fails.refresher.acquire().await.unwrap_err();
+    assert!(matches!(*own.error, RefreshError::Sources(_)), "{}", own.error);
+    eventually_held_back(&redis).await;
+    let told = waits.refresher.acquire().await.unwrap_err();
+    assert!(matches!(*told.error, RefreshError::Elsewhere(_)), "{}", told.error);
+    for (world, first) in [(&fails, own), (&waits, told)] {
+        for _ in 0..2 {
+            world.refresher.schedule().lift(); // The own pause is over first.
+            let again = world.refresher.acquire().await.unwrap_err();
+            assert!(matches!(*again.error, RefreshError::Still(..)), "{}", again.error);
+            assert_eq!(again.error.to_string(), first.error.to_string());
+            let status = world.refresher.status().refresh;
+            assert_eq!(status.last_error, Some(first.error.to_string()));
+            assert!(status.backoff_s > 1.0, "{}", status.backoff_s);
+        }
+    }
+    assert_eq!(fails.api.count(ANONYMOUS) + waits.api.count(ANONYMOUS), 1);
 }
 
 #[tokio::test]

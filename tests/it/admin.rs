@@ -86,6 +86,7 @@ async fn status_has_the_fields_of_the_contract() {
     for name in ["running", "last_outcome", "last_error", "last_s", "next_at", "backoff_s"] {
         assert!(status["refresh"].get(name).is_some(), "refresh.{name} in {}", status["refresh"]);
     }
+    assert!(status["redis"].is_null(), "none is set: {status}");
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["token"]["fingerprint"], fingerprint(&world.token));
     assert_eq!(status["token"]["source"], "env_file");

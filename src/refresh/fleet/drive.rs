@@ -7,20 +7,25 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, info};
 
-use super::super::error::RefreshError;
+use super::super::error::{RefreshError, readable};
 use super::super::lock;
 use super::super::refresher::Refresher;
-use super::super::run::{Cause, Outcome, Solution};
+use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
-use super::turn::{Action, Door, End, Event, Turn};
+use super::Part;
+use super::turn::{Action, Door, End, Event, Past, Turn};
 use crate::token::{
-    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, ValueId, Wish,
+    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
+    Wish,
 };
 
 /// What a lease that is not needed any more may cost at the end of the process.
 const RELEASE: Duration = Duration::from_secs(1);
+
+/// A wait for another sidecar that is worth a word.
+const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// What a turn has brought so far.
 struct Gains {
@@ -30,6 +35,9 @@ struct Gains {
     adopted: Option<Arc<Published>>,
     solution: Option<Solution>,
     error: Option<RefreshError>,
+    /// Since when it waits for another sidecar.
+    waits_since: Option<Instant>,
+    wait_is_told: bool,
 }
 
 impl Cause {
@@ -51,13 +59,16 @@ impl Refresher {
         &self,
         cause: Cause,
     ) -> Result<Arc<Published>, RefreshError> {
-        let mut turn = self.new_turn(cause);
+        let before = *lock(&self.fleet.past);
+        let mut turn = self.new_turn(cause, before);
         let mut gains = Gains {
             notices: self.stores.notices(),
             entrance: None,
             adopted: None,
             solution: None,
             error: None,
+            waits_since: None,
+            wait_is_told: false,
         };
         let mut action = turn.begin(Instant::now());
         loop {
@@ -68,7 +79,7 @@ impl Refresher {
                 Action::HandOn(lease) => self.hand_on(&lease).await,
                 Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
                 Action::End(end) => {
-                    *lock(&self.fleet.past) = turn.past();
+                    lock(&self.fleet.past).take_over(before, turn.past());
                     return self.end_turn(end, gains);
                 }
             };
@@ -77,10 +88,9 @@ impl Refresher {
         }
     }
 
-    fn new_turn(&self, cause: Cause) -> Turn {
+    fn new_turn(&self, cause: Cause, past: Past) -> Turn {
         let wish = cause.wish(self.usable().is_some());
         let known = self.cache.current().map(|current| ValueId::of_token(&current.token));
-        let past = *lock(&self.fleet.past);
         Turn::new(wish, Owner::random(), known, past, Rng::new(), Instant::now())
     }
 
@@ -113,6 +123,7 @@ impl Refresher {
     }
 
     async fn solve_in_turn(&self, cause: Cause, turn: &mut Turn, gains: &mut Gains) -> Event {
+        self.fleet.set_part(Some(Part::Solving));
         let solve = self.solve(cause);
         tokio::pin!(solve);
         let solved = loop {
@@ -158,6 +169,7 @@ impl Refresher {
     }
 
     async fn wait_in_turn(&self, until: Instant, gains: &mut Gains) -> Event {
+        self.fleet.set_part(Some(Part::Waiting));
         self.fleet.waits.store(true, Ordering::Relaxed);
         let noticed = async {
             match &mut gains.notices {
@@ -170,6 +182,7 @@ impl Refresher {
             () = sleep_until(until) => Event::Timer,
         };
         self.fleet.waits.store(false, Ordering::Relaxed);
+        tell_long_wait(gains);
         event
     }
 
@@ -181,10 +194,21 @@ impl Refresher {
                 self.fleet.owe(&solution.candidate.token);
                 Ok(self.put_out(solution))
             }
-            (End::Elsewhere(backoff), _) => Err(RefreshError::Elsewhere(backoff)),
+            (End::Elsewhere(backoff), _) => Err(self.held_back(backoff)),
             (End::TooSoon(left), _) => Err(RefreshError::Alone(left)),
             (_, Gains { error: Some(error), .. }) => Err(error),
             _ => Err(RefreshError::Stopped),
+        }
+    }
+
+    /// The error of a run that has found a back-off: the own one, if the failure
+    /// is this sidecar's or was told here before.
+    fn held_back(&self, backoff: SharedBackoff) -> RefreshError {
+        let is_news = self.fleet.tell(&backoff);
+        let last = lock(&self.last_run).as_ref().and_then(LastRun::error);
+        match last {
+            Some(error) if !is_news => RefreshError::Still(error, backoff),
+            _ => RefreshError::Elsewhere(backoff),
         }
     }
 
@@ -233,15 +257,35 @@ impl Refresher {
 
     /// The run has ended: tells the others, beside it.
     pub(in crate::refresh) fn leave_turn(self: &Arc<Self>, outcome: &Outcome) {
+        self.fleet.set_part(None);
         let Some(lease) = self.fleet.take_lease() else { return };
-        let backoff = outcome.as_ref().err().and_then(|error| self.backoff_of(error));
+        if let Some(backoff) = outcome.as_ref().err().and_then(|error| self.backoff_of(error)) {
+            return self.share_failure(lease, backoff);
+        }
         let this = Arc::clone(self);
-        self.handle.spawn(async move {
-            match backoff {
-                Some(backoff) => this.stores.fail(&lease, &backoff).await.ok(),
-                None => this.stores.release(&lease.owner).await.ok(),
-            }
-        });
+        self.handle.spawn(async move { this.stores.release(&lease.owner).await.ok() });
+    }
+
+    fn share_failure(self: &Arc<Self>, lease: Lease, backoff: SharedBackoff) {
+        let backoff = SharedBackoff { epoch: lease.epoch, ..backoff };
+        self.fleet.tell(&backoff);
+        let this = Arc::clone(self);
+        self.handle.spawn(async move { this.stores.fail(&lease, &backoff).await.ok() });
+    }
+
+    /// The API refuses `token`, which nobody could verify, and a back-off has
+    /// begun for it. Where the others have the token from here, it is for them
+    /// too, unless somebody has begun since.
+    pub(in crate::refresh) fn share_disappointment(
+        self: &Arc<Self>,
+        token: &Token,
+        error: &RefreshError,
+    ) {
+        if let Some(lease) = self.fleet.take_shown(token)
+            && let Some(backoff) = self.backoff_of(error)
+        {
+            self.share_failure(lease, backoff);
+        }
     }
 
     /// What the others are to know of an own failure.
@@ -261,5 +305,18 @@ impl Refresher {
         if let Some(lease) = self.fleet.take_lease() {
             let _ = timeout(RELEASE, self.stores.release(&lease.owner)).await;
         }
+    }
+}
+
+/// Says once in a run that another sidecar takes long.
+fn tell_long_wait(gains: &mut Gains) {
+    if !matches!(gains.entrance, Some(Entrance { turn: Standing::Held(_), .. })) {
+        gains.waits_since = None;
+        return;
+    }
+    let waited = gains.waits_since.get_or_insert_with(Instant::now).elapsed();
+    if waited > LONG_WAIT && !gains.wait_is_told {
+        gains.wait_is_told = true;
+        info!(waited = %readable(waited), "waits for another sidecar's refresh");
     }
 }

@@ -16,14 +16,33 @@ mod turn;
 mod turn_tests;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::lock;
-use crate::token::{Lease, Token};
+use crate::token::{Generation, Lease, SharedBackoff, Token};
 
 pub(super) use keeping::{Considered, Next, after_refusal};
 pub(super) use turn::ALONE_PAUSE;
 use turn::Past;
+
+/// What the run in flight does among the sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It asks the sources, for all or without Redis.
+    Solving,
+    /// It waits for another sidecar's run, or for Redis.
+    Waiting,
+}
+
+impl Part {
+    /// The word in `/status`.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Solving => "solving",
+            Self::Waiting => "waiting",
+        }
+    }
+}
 
 /// What a sidecar remembers of its part in the fleet.
 #[derive(Default)]
@@ -33,10 +52,17 @@ pub(super) struct Fleet {
     lease: Mutex<Option<Lease>>,
     /// The token that is to be committed with a lease.
     owed: Mutex<Option<(Token, Lease)>>,
+    /// The last token that was shown to the others without a verdict.
+    shown: Mutex<Option<(Token, Lease)>>,
+    /// The generation that came from another sidecar without a verdict.
+    unproven: AtomicU64,
+    /// The failure that was last told here: an own one, or another sidecar's.
+    told: Mutex<Option<(u64, String)>>,
     /// The back-off that is on is there for want of Redis.
     pauses_alone: AtomicBool,
     /// The run in flight waits for others, and looks by itself.
     waits: AtomicBool,
+    part: Mutex<Option<Part>>,
 }
 
 impl Fleet {
@@ -67,6 +93,15 @@ impl Fleet {
         self.waits.load(Ordering::Relaxed)
     }
 
+    /// What the run in flight does, as far as it has got.
+    pub(super) fn part(&self) -> Option<Part> {
+        *lock(&self.part)
+    }
+
+    fn set_part(&self, part: Option<Part>) {
+        *lock(&self.part) = part;
+    }
+
     /// The lease of the run, for whoever gives it back.
     pub(super) fn take_lease(&self) -> Option<Lease> {
         self.waits.store(false, Ordering::Relaxed);
@@ -82,6 +117,34 @@ impl Fleet {
     /// The lease that `token` is to be committed with.
     pub(super) fn owed_with(&self, token: &Token) -> Option<Lease> {
         lock(&self.owed).as_ref().filter(|(owed, _)| owed == token).map(|(_, lease)| lease.clone())
+    }
+
+    /// `token`, which nobody could verify, has been shown with this lease.
+    pub(super) fn note_shown(&self, token: &Token, lease: Lease) {
+        *lock(&self.shown) = Some((token.clone(), lease));
+    }
+
+    /// The lease that `token` was shown with, once.
+    fn take_shown(&self, token: &Token) -> Option<Lease> {
+        lock(&self.shown).take_if(|(shown, _)| shown == token).map(|(_, lease)| lease)
+    }
+
+    /// This generation is another sidecar's, which could not verify it.
+    pub(super) fn note_unproven(&self, generation: Generation) {
+        self.unproven.store(generation.0, Ordering::Relaxed);
+    }
+
+    /// Whether this generation came from another sidecar without a verdict.
+    pub(super) fn is_unproven(&self, generation: Generation) -> bool {
+        self.unproven.load(Ordering::Relaxed) == generation.0
+    }
+
+    /// The failure that goes with this back-off is told here. Returns whether
+    /// that is news.
+    fn tell(&self, backoff: &SharedBackoff) -> bool {
+        let failure = Some((backoff.epoch, backoff.error.clone()));
+        let told = std::mem::replace(&mut *lock(&self.told), failure.clone());
+        told != failure
     }
 
     /// Nothing is owed any more. Returns the lease of what was.

@@ -64,6 +64,17 @@ impl Past {
         self.yields = false;
     }
 
+    /// A turn that began with `before` has ended with `after`: what it has not
+    /// changed itself may have changed meanwhile, and stays so.
+    pub(in crate::refresh) fn take_over(&mut self, before: Self, after: Self) {
+        if after.alone_at != before.alone_at {
+            self.alone_at = after.alone_at;
+        }
+        if after.away_until != before.away_until {
+            self.away_until = after.away_until;
+        }
+    }
+
     /// Redis is back.
     pub(in crate::refresh) fn redis_is_back(&mut self) {
         self.alone_at = None;

@@ -289,6 +289,20 @@ fn redis_is_back_once_it_gives_a_lease_or_a_token_and_not_when_it_can_only_be_re
 }
 
 #[test]
+fn what_changed_during_a_turn_stays_unless_the_turn_has_changed_it() {
+    let mut script = Script::new(Wish::Needed);
+    script.step(Event::Entered(None));
+    script.step(Event::Solved);
+    let alone = script.turn.past();
+    let mut meanwhile = alone;
+    meanwhile.redis_is_back();
+    meanwhile.take_over(alone, alone);
+    assert!(!meanwhile.is_alone(), "the turn knew nothing of it");
+    meanwhile.take_over(Past::default(), alone);
+    assert!(meanwhile.is_alone());
+}
+
+#[test]
 fn redis_that_is_late_is_asked_once_more_before_a_solve_alone() {
     let mut script = Script::new(Wish::Needed);
     for door in [HELD, HELD] {

@@ -50,6 +50,34 @@ async fn killed_holder_is_followed_by_another_in_time_for_what_is_held() {
 }
 
 #[tokio::test]
+async fn hung_holder_shows_at_itself_and_at_those_that_wait_for_it() {
+    let fleet = Fleet::start(2).await;
+    let turn = |status: &Value| status["redis"]["turn"].clone();
+    let first = fleet.members[0].sidecar.status().await;
+    assert!(first["redis"].get("turn").is_some_and(Value::is_null), "no run: {first}");
+    fleet.pause_solvers();
+    let told = |member: &Member| {
+        member.sidecar.log().matches("waits for another sidecar's refresh").count()
+    };
+    let trouble = async {
+        let holder = fleet.holder().await;
+        let waiting = fleet.others(holder).next().unwrap();
+        waiting.sidecar.status_where("its wait", |status| turn(status) == "waiting").await;
+        assert_eq!(turn(&fleet.members[holder].sidecar.status().await), "solving");
+        until("a word about it", async || told(waiting) == 1).await;
+        fleet.resume_solvers();
+        holder
+    };
+    let (answers, holder) = tokio::join!(fleet.refused_at_once(3), trouble);
+    all_well(answers.iter().flatten());
+    for member in &fleet.members {
+        member.sidecar.status_where("the end of its run", |status| turn(status).is_null()).await;
+    }
+    assert_eq!(told(fleet.others(holder).next().unwrap()), 1, "once in a run");
+    assert_eq!(told(&fleet.members[holder]), 0);
+}
+
+#[tokio::test]
 async fn holder_that_was_frozen_beyond_its_lease_writes_nothing() {
     let fleet = Fleet::start(3).await;
     let history = fleet.watch();
