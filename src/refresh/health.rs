@@ -41,6 +41,15 @@ impl RedisHealth {
         }
     }
 
+    /// Nothing is to be written for now. A refusal counts on, since only a write
+    /// can show that it has ended; anything else shows in reading, too.
+    pub(super) fn note_idle(&mut self) {
+        let writing = self.writing.as_ref().map(StoreError::redis_trouble);
+        if writing.is_some_and(|trouble| trouble != RedisTrouble::Refusal) {
+            self.note(Access::Writing, None);
+        }
+    }
+
     /// What does not work.
     pub(super) fn error(&self) -> Option<&StoreError> {
         self.reading.as_ref().or(self.writing.as_ref())
@@ -66,7 +75,17 @@ mod tests {
         assert_eq!(health.trouble(), Some(RedisTrouble::Away));
         health.note(Access::Reading, None);
         assert_eq!(health.trouble(), Some(RedisTrouble::Refusal));
+        health.note_idle();
+        assert_eq!(health.trouble(), Some(RedisTrouble::Refusal));
         health.note(Access::Writing, None);
+        assert_eq!(health.trouble(), None);
+    }
+
+    #[test]
+    fn a_write_that_hung_is_forgotten_when_nothing_is_to_be_written() {
+        let mut health = RedisHealth::default();
+        health.note(Access::Writing, Some(StoreError::RedisTimeout));
+        health.note_idle();
         assert_eq!(health.trouble(), None);
     }
 }

@@ -68,7 +68,7 @@ pub(super) struct NoAnswer;
 
 /// How a try to write to Redis went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Saving {
+pub(super) enum Saving {
     /// There is nothing more to do.
     Done,
     /// Redis gave no answer.
@@ -143,19 +143,19 @@ impl Stores {
     /// Prolongs a lease.
     pub(super) async fn renew(&self, owner: &Owner) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.written(redis.renew(owner).await)
+        self.written(redis.renew(owner).await, |renewed| *renewed)
     }
 
     /// Gives a lease to whoever waits for it.
     pub(super) async fn hand_on(&self, lease: &Lease) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.written(redis.hand_on(lease).await)
+        self.written(redis.hand_on(lease).await, |done| *done)
     }
 
     /// Gives a lease back.
     pub(super) async fn release(&self, owner: &Owner) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.written(redis.release(owner).await)
+        self.written(redis.release(owner).await, |released| *released)
     }
 
     /// Tells the others of a failed run.
@@ -165,7 +165,7 @@ impl Stores {
         backoff: &SharedBackoff,
     ) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.written(redis.fail(lease, backoff).await)
+        self.written(redis.fail(lease, backoff).await, |told| *told)
     }
 
     /// Tells the others of a refused token, and says whether Redis has taken
@@ -207,7 +207,8 @@ impl Stores {
             return Ok(Commit::Committed);
         };
         let seen = lock(&self.seen).clone();
-        let outcome = self.written(redis.commit(published, lease, seen.as_ref(), now).await)?;
+        let outcome = redis.commit(published, lease, seen.as_ref(), now).await;
+        let outcome = self.written(outcome, |outcome| *outcome == Commit::Committed)?;
         if outcome == Commit::Committed {
             self.mark_in_redis(published.generation);
             lock(&self.seen).take();
@@ -224,7 +225,9 @@ impl Stores {
         now: Timestamp,
     ) -> Result<(), NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        let outcome = self.written(redis.share(published, lease, now).await)?;
+        let outcome = self.written(redis.share(published, lease, now).await, |outcome| {
+            *outcome == Commit::Committed
+        })?;
         debug!(generation = published.generation.0, ?outcome, "unverified token shared");
         Ok(())
     }
@@ -282,11 +285,25 @@ impl Stores {
         lock(&self.redis_health).trouble()
     }
 
-    fn written<T>(&self, result: Result<T, StoreError>) -> Result<T, NoAnswer> {
-        self.note_redis(Access::Writing, result).ok_or(NoAnswer)
+    /// Only an answer that `is_proof` shows that Redis takes writes: the scripts
+    /// read first, and what they read may keep them from writing.
+    fn written<T>(
+        &self,
+        result: Result<T, StoreError>,
+        is_proof: impl Fn(&T) -> bool,
+    ) -> Result<T, NoAnswer> {
+        match result {
+            Ok(answer) if !is_proof(&answer) => Ok(answer),
+            result => self.note_redis(Access::Writing, result).ok_or(NoAnswer),
+        }
     }
 
-    /// Nothing waits to be written to Redis, so that no write can be amiss.
+    /// Nothing waits to be written to Redis.
+    fn note_redis_idle(&self) {
+        lock(&self.redis_health).note_idle();
+    }
+
+    /// Redis holds the latest token, or a better one, whoever has written it.
     fn note_redis_complete(&self) {
         lock(&self.redis_health).note(Access::Writing, None);
     }
@@ -575,16 +592,16 @@ impl Refresher {
         }
     }
 
-    async fn save_to_redis(&self) -> Saving {
+    pub(super) async fn save_to_redis(&self) -> Saving {
         let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
             self.give_back().await;
-            self.stores.note_redis_complete();
+            self.stores.note_redis_idle();
             return Saving::Done;
         };
         let lease = self.fleet.owed_with(&published.token);
         if !published.is_verified() {
             let Some(lease) = lease else {
-                self.stores.note_redis_complete();
+                self.stores.note_redis_idle();
                 return Saving::Done;
             };
             if self.stores.share(&published, &lease, self.clock.now()).await.is_err() {

@@ -13,10 +13,13 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::run::Cause;
+use super::stores::Saving;
 use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
 use crate::metrics::Metrics;
-use crate::token::{Candidate, Clock, Entrance, Owner, Request, Stored, TokenCache, Wish};
+use crate::token::{
+    Candidate, Clock, Entrance, Owner, RedisTrouble, Request, Stored, TokenCache, Wish,
+};
 
 const ANONYMOUS: &str = "POST /api/v1/auth/anonymous";
 const VERIFY: &str = "GET /verify";
@@ -728,6 +731,49 @@ async fn a_back_off_that_is_known_is_no_failure_of_another_sidecar() {
         }
     }
     assert_eq!(fails.api.count(ANONYMOUS) + waits.api.count(ANONYMOUS), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_to_write_counts_until_a_write_succeeds() {
+    let redis = Redis::start().await;
+    let store = redis.store();
+    let world = World::with(&[Direct], |settings| settings.redis = Some(store)).await;
+    redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let publish = |subject, verified| {
+        let token = testing::issued(subject, 5);
+        world.refresher.publish(Candidate::new(token, Source::Direct).verified(verified))
+    };
+    let trouble_after_saving = async || {
+        world.refresher.save_to_redis().await;
+        world.refresher.stores.redis_trouble()
+    };
+    publish("first", true);
+    assert_eq!(trouble_after_saving().await, Some(RedisTrouble::Refusal));
+    // Nothing waits to be written, for a moment.
+    let unverified = publish("second", false);
+    assert_eq!(trouble_after_saving().await, Some(RedisTrouble::Refusal));
+    world.refresher.deny(&unverified.token);
+    assert_eq!(trouble_after_saving().await, Some(RedisTrouble::Refusal));
+    redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+    publish("third", true);
+    assert_eq!(trouble_after_saving().await, None);
+}
+
+#[tokio::test]
+async fn a_write_that_stops_at_a_stored_value_is_no_proof_that_writes_succeed() {
+    let redis = Redis::start().await;
+    let store = redis.store();
+    let world = World::with(&[Direct], |settings| settings.redis = Some(store)).await;
+    redis.command(&["SET", "another", "no token"]).await;
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    world.publish(true);
+    world.refresher.save_to_redis().await;
+    assert_eq!(world.refresher.stores.redis_trouble(), Some(RedisTrouble::Refusal));
+    redis.command(&["RENAME", "another", "chitai_gorod_token"]).await;
+    // It is not overwritten before it has been seen.
+    assert_eq!(world.refresher.save_to_redis().await, Saving::Refused);
+    assert_eq!(world.refresher.stores.redis_trouble(), Some(RedisTrouble::Refusal));
+    assert_eq!(world.refresher.save_to_redis().await, Saving::Failed);
 }
 
 #[tokio::test]

@@ -79,6 +79,12 @@ impl Link {
         Ok(subscription)
     }
 
+    /// What connections are made by.
+    #[cfg(test)]
+    pub(super) async fn client(&self) -> Result<Client, StoreError> {
+        self.place.client().await
+    }
+
     async fn try_twice<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, StoreError> {
         let answer = match self.try_once(commands).await? {
             Err(error) if self.is_worth_another(&error) => self.try_once(commands).await?,

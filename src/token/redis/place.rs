@@ -117,7 +117,7 @@ impl Place {
             asked.push(Box::pin(async move { sentinel.async_get_client().await }));
         }
         match select_ok(asked).await {
-            Ok((client, _slower)) => Ok(client),
+            Ok((client, _slower)) => by_this_login(&client, login),
             Err(error) if is_of_no_sentinel(&error) => Err(StoreError::RedisNoSentinel),
             Err(error) => Err(explained(&error)),
         }
@@ -242,7 +242,16 @@ fn server(url: &str) -> Result<ConnectionInfo, StoreError> {
     if info.redis_settings().db() < 0 {
         return Err(StoreError::RedisUrl);
     }
-    Ok(info.set_tcp_settings(tcp_settings()))
+    // The user may lack the right to say which library this is, and each try
+    // would be in the server's `ACL LOG`.
+    let login = info.redis_settings().clone().set_skip_set_lib_name();
+    Ok(info.set_redis_settings(login).set_tcp_settings(tcp_settings()))
+}
+
+/// The crate's builder for Sentinels knows only parts of a login.
+fn by_this_login(client: &Client, login: &RedisConnectionInfo) -> Result<Client, StoreError> {
+    let info = client.get_connection_info().clone().set_redis_settings(login.clone());
+    Client::open(info).map_err(|_| StoreError::RedisUrl)
 }
 
 /// The crate has no kind of its own for it.

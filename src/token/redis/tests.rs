@@ -11,6 +11,7 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
 
 use super::*;
 use crate::config::Secret;
@@ -536,6 +537,29 @@ async fn an_acl_user_logs_in_by_the_name_in_the_url() {
     let nobody = with_password(format!("redis://nobody@{address}"));
     let error = RedisStore::new(nobody).unwrap().ping().await.unwrap_err();
     assert!(matches!(error, StoreError::RedisPassword), "{error}");
+}
+
+/// What the store sends first on a connection made for `operation`.
+async fn first_words<T>(operation: impl AsyncFnOnce(&RedisStore) -> T) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let store = RedisStore::new(settings(&url)).unwrap();
+    let first = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut first = [0; 512];
+        let length = stream.read(&mut first).await.unwrap();
+        String::from_utf8_lossy(&first[..length]).into_owned()
+    };
+    tokio::join!(first, operation(&store)).0
+}
+
+#[tokio::test]
+async fn a_connection_begins_with_no_command_that_nobody_needs() {
+    // A user without the right to name the library would be in `ACL LOG` again and again.
+    let first = first_words(async |store| store.ping().await).await;
+    assert!(first.starts_with("*1\r\n$4\r\nPING"), "{first}");
+    let first = first_words(async |store| store.link.follow("channel").await.is_ok()).await;
+    assert!(first.starts_with("*2\r\n$9\r\nSUBSCRIBE"), "{first}");
 }
 
 #[tokio::test]

@@ -272,6 +272,15 @@ async fn servers_and_sentinels_have_passwords_of_their_own() {
 }
 
 #[tokio::test]
+async fn operations_name_no_library_to_the_server_that_a_sentinel_names() {
+    let server = Server::start(&[]).await;
+    let sentinel = Sentinel::of(server.port).await;
+    let store = RedisStore::new(by(&[sentinel.port])).unwrap();
+    let client = store.link.client().await.unwrap();
+    assert!(client.get_connection_info().redis_settings().skip_set_lib_name());
+}
+
+#[tokio::test]
 async fn notices_come_from_the_new_primary() {
     let mut old = Server::start(&[]).await;
     let new = Server::start(&[]).await;
