@@ -36,8 +36,6 @@ const LATE_PAUSE: Duration = Duration::from_secs(1);
 const AWAY: Duration = Duration::from_secs(30);
 /// How long it waits for one of them to take it.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How long one whose last solve has failed does.
-const COURTESY: Duration = Duration::from_secs(1);
 /// The least time between two tokens got without Redis.
 pub(in crate::refresh) const ALONE_PAUSE: Duration = Duration::from_mins(5);
 /// How long others are waited for. Longer than any solve lasts.
@@ -53,15 +51,12 @@ pub(in crate::refresh) struct Past {
     alone_at: Option<Instant>,
     /// Until when the lease is left to others, since the solver is away.
     away_until: Option<Instant>,
-    /// The last solve has failed: another sidecar's may do better, and goes first.
-    yields: bool,
 }
 
 impl Past {
     /// The solver is back.
     pub(in crate::refresh) fn solver_is_back(&mut self) {
         self.away_until = None;
-        self.yields = false;
     }
 
     /// A turn that began with `before` has ended with `after`: what it has not
@@ -311,7 +306,6 @@ impl Turn {
             _ if self.own == OwnSolve::Failed => Wish::None,
             Wish::Force => Wish::Force,
             _ if self.past.away_until.is_some_and(|until| now < until) => Wish::None,
-            _ if self.past.yields => Wish::None,
             wish => wish,
         }
     }
@@ -366,15 +360,13 @@ impl Turn {
             _ => {}
         }
         let since = *self.free_since.get_or_insert(now);
-        let patience = if self.past.away_until.is_some() { PATIENCE } else { COURTESY };
-        if now < since + patience {
+        if now < since + PATIENCE {
             return self.wait(now);
         }
         if self.own == OwnSolve::Failed {
             return Action::End(End::Failed);
         }
         self.past.away_until = None;
-        self.past.yields = false;
         self.free_since = None;
         self.enter(now)
     }
@@ -417,7 +409,6 @@ impl Turn {
     }
 
     fn solved(&mut self, now: Instant) -> Action {
-        self.past.yields = false;
         if self.alone {
             self.past.alone_at = Some(now);
             return Action::End(End::Publish(None));
@@ -440,7 +431,6 @@ impl Turn {
     }
 
     fn solve_failed(&mut self, away: bool, now: Instant) -> Action {
-        self.past.yields = !self.alone;
         match &self.held {
             Some(held) if away && !self.alone && now < held.sent_at + LEASE => {
                 Action::HandOn(held.lease.clone())

@@ -318,29 +318,6 @@ fn redis_that_is_late_is_asked_once_more_before_a_solve_alone() {
 }
 
 #[test]
-fn whose_solve_has_failed_lets_others_go_first() {
-    let mut script = Script::new(Wish::Needed);
-    script.find(GRANTED);
-    assert_eq!(script.step(Event::SolveFailed { away: false }), Action::End(End::Failed));
-    let (past, began) = (script.turn.past(), script.now);
-    let mut next = Script::after(Wish::Needed, past, began);
-    let mut action = next.find(FREE);
-    while let Action::Wait(until) = action {
-        next.now = until;
-        let Action::Enter(request) = next.step(Event::Timer) else { panic!() };
-        if request.wish == Wish::Needed {
-            break;
-        }
-        action = next.find(FREE);
-    }
-    let waited = next.now - began;
-    assert!(waited > Duration::from_millis(900) && waited < Duration::from_secs(3), "{waited:?}");
-    let mut by_hand = Script::after(Wish::Force, past, began);
-    let Action::Enter(request) = by_hand.turn.begin(began) else { panic!() };
-    assert_eq!(request.wish, Wish::Force);
-}
-
-#[test]
 fn nobody_is_waited_for_for_ever() {
     let mut script = Script::new(Wish::Needed);
     let mut action = script.find(HELD);
