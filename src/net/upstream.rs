@@ -323,8 +323,10 @@ where
                 Err(_) if self.seat.is_given_away() => return Err(SendError::TooSlow),
                 Err(Unanswered { unsent: Some(unsent), .. }) if reused => request = unsent,
                 Err(Unanswered { error, .. }) if reused && is_closed(&error) => {
-                    let repeated = again.take().and_then(|again| again());
-                    request = self.seated(repeated.ok_or(error)?);
+                    let repeated = again.take().and_then(|again| again()).ok_or(error)?;
+                    let path = repeated.uri().path();
+                    debug!(http.target = path, "request sent again on a fresh connection");
+                    request = self.seated(repeated);
                 }
                 Err(Unanswered { error, .. }) => return Err(error.into()),
             }
