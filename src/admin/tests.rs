@@ -25,6 +25,7 @@ use crate::config::SourceKind;
 use crate::metrics::Metrics;
 use crate::net::{Dialer, Egress, Ways};
 use crate::refresh::{Parts, RefreshSettings, Refresher};
+use crate::tls::client_config;
 use crate::token::{Candidate, Clock, Source, Token, TokenCache};
 
 /// A bare JWT that expires in the year 2100.
@@ -46,7 +47,7 @@ impl Port {
 
     async fn run(admin_token: Option<&str>, api: Option<SocketAddr>) -> Self {
         let egress = Egress::new(Vec::new(), Vec::new());
-        let (tls, limit) = (Arc::new(tls()), Duration::from_secs(5));
+        let (tls, limit) = (client_config(None).unwrap(), Duration::from_secs(5));
         let metrics = Arc::new(Metrics::new(1));
         let dialer = Dialer::new(egress, Ways::default(), tls, limit, Arc::clone(&metrics));
         let parts = Parts {
@@ -309,7 +310,7 @@ fn refresher(parts: Parts, api: Option<SocketAddr>) -> Arc<Refresher> {
         token_cookies: vec!["access-token".to_owned()],
         sources: api.map(|_| SourceKind::Direct).into_iter().collect(),
         flaresolverr_url: None,
-        solver_tls: tls(),
+        solver_tls: (*client_config(None).unwrap()).clone(),
         solver_proxy: None,
         source_patience: Duration::from_secs(8),
         solve_timeout: Duration::from_secs(45),
@@ -319,14 +320,4 @@ fn refresher(parts: Parts, api: Option<SocketAddr>) -> Arc<Refresher> {
         environment: None,
     };
     Refresher::new(settings, parts, Handle::current()).unwrap()
-}
-
-/// TLS settings that trust nobody: the tests speak in the clear.
-fn tls() -> rustls::ClientConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
 }

@@ -24,7 +24,7 @@ use crate::config::{AllowedHost, AllowedName, Authorization};
 use crate::metrics::{Limit, Metrics};
 use crate::net::{Dialer, Egress, Ways, Worker};
 use crate::refresh::{Parts, RefreshSettings, Refresher};
-use crate::tls::{Authority, Leaves};
+use crate::tls::{Authority, Leaves, client_config};
 use crate::token::{Clock, TokenCache};
 
 const PEM: &str = "the certificate";
@@ -79,7 +79,7 @@ fn proxy(dir: &TempDir, bounds: Bounds) -> Proxy {
     let metrics = Arc::new(Metrics::new(1));
     let loopback = AllowedName::Network("127.0.0.0/8".parse().unwrap());
     let egress = Egress::new(vec![AllowedHost { name: loopback, port: None }], Vec::new());
-    let tls = Arc::new(client_tls());
+    let tls = client_config(None).unwrap();
     let dialer = Dialer::new(egress, Ways::default(), tls, SECOND * 10, Arc::clone(&metrics));
     let parts = Parts {
         cache: Arc::new(TokenCache::new()),
@@ -131,7 +131,7 @@ fn refresh_settings() -> RefreshSettings {
         token_cookies: Vec::new(),
         sources: Vec::new(),
         flaresolverr_url: None,
-        solver_tls: client_tls(),
+        solver_tls: (*client_config(None).unwrap()).clone(),
         solver_proxy: None,
         source_patience: SECOND,
         solve_timeout: SECOND,
@@ -140,16 +140,6 @@ fn refresh_settings() -> RefreshSettings {
         env_file: None,
         environment: None,
     }
-}
-
-/// TLS settings that trust nobody: nothing here is reached over TLS.
-fn client_tls() -> rustls::ClientConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
 }
 
 /// Reads until what came ends in `end`.

@@ -26,6 +26,7 @@ use super::{RefreshSettings, lock};
 use crate::config::{RedisSettings, Secret};
 use crate::metrics::Metrics;
 use crate::net::{Dialer, Egress, Ways};
+use crate::tls::client_config;
 use crate::token::{RedisStore, Token};
 
 /// A request as a server saw it.
@@ -207,7 +208,7 @@ pub(super) fn settings(shop_url: &str) -> RefreshSettings {
         token_cookies: vec!["access-token".into(), "bearer_token".into()],
         sources: Vec::new(),
         flaresolverr_url: None,
-        solver_tls: tls(),
+        solver_tls: (*client_config(None).unwrap()).clone(),
         solver_proxy: None,
         source_patience: Duration::from_millis(100),
         solve_timeout: Duration::from_secs(5),
@@ -218,19 +219,9 @@ pub(super) fn settings(shop_url: &str) -> RefreshSettings {
     }
 }
 
-/// TLS settings that trust nobody: the tests speak in the clear.
-pub(super) fn tls() -> rustls::ClientConfig {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth()
-}
-
 pub(super) fn dialer() -> Arc<Dialer> {
     let egress = Egress::new(Vec::new(), Vec::new());
-    let (tls, limit) = (Arc::new(tls()), Duration::from_secs(5));
+    let (tls, limit) = (client_config(None).unwrap(), Duration::from_secs(5));
     Arc::new(Dialer::new(egress, Ways::default(), tls, limit, Arc::new(Metrics::new(1))))
 }
 
