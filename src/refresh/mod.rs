@@ -23,6 +23,7 @@ mod error;
 mod flaresolverr;
 mod fleet;
 mod health;
+mod in_step;
 mod judge;
 mod probe;
 mod refresher;

@@ -1,11 +1,7 @@
-//! The stores beside the runs: read at start and now and then, written after
-//! each verified publication, never waited for.
+//! Redis and the env file, and what is known of them.
 //!
-//! # Invariants
-//!
-//! - Only a verified token is written, and only the latest one; one that
-//!   nobody could verify is shown to the fleet apart.
-//! - A store that is down delays nothing: it is tried again until it is back.
+//! Each trouble is counted, and told once; what to do about what lies there, and
+//! when to write, `in_step.rs` decides.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,50 +9,38 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
-use super::adoption::{Adoption, View};
-use super::fleet::{Considered, Next, after_refusal};
 use super::health::{Access, RedisHealth};
 use super::lock;
-use super::refresher::Refresher;
 use super::schedule::WALL_PAUSE;
-use super::verifier::{Opinion, Passage};
 use crate::metrics::Metrics;
 use crate::token::{
     Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore,
-    RedisTrouble, Request, SharedBackoff, Source, StoreError, Stored, Timestamp, Token, ValueId,
-    Wish,
+    RedisTrouble, Request, SharedBackoff, StoreError, Timestamp, Token, ValueId, Wish,
 };
 
-/// What a look into a store may take.
+/// What a look into the env file may take; Redis has its own bound.
 const LOOK: Duration = Duration::from_secs(1);
-/// From one look into Redis to the next: a value set by hand counts within 30 s.
-const POLL: Duration = Duration::from_secs(10);
-/// Pauses between tries to write to Redis.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Refusals in a row that are answered without a pause.
-const MOST_REFUSALS: u32 = 3;
 
 /// The stores that are set, and what is known of them.
 pub(super) struct Stores {
-    redis: Option<Arc<RedisStore>>,
+    pub(super) redis: Option<Arc<RedisStore>>,
     env_file: Option<Arc<EnvFile>>,
     metrics: Arc<Metrics>,
     redis_health: Mutex<RedisHealth>,
     env_file_error: Mutex<Option<String>>,
     /// The generation that lies in Redis.
-    in_redis: AtomicU64,
+    pub(super) in_redis: AtomicU64,
     /// Redis has lost what was written.
-    lost: Notify,
+    pub(super) lost: Notify,
     /// The stored value that ours is to replace, whatever it is.
-    seen: Mutex<Option<ValueId>>,
+    pub(super) seen: Mutex<Option<ValueId>>,
     /// The generation that was asked about since others say it is refused.
-    doubted: AtomicU64,
+    pub(super) doubted: AtomicU64,
     /// A foreign value that the env file's token was preferred to at start.
-    passed_over: Mutex<Option<ValueId>>,
+    pub(super) passed_over: Mutex<Option<ValueId>>,
     /// The number of the last refusal in Redis that is known here.
     last_denial: AtomicU64,
     /// The stored token that last met the wall from here, and when.
@@ -65,17 +49,6 @@ pub(super) struct Stores {
 
 /// Redis is not set, or it is down.
 pub(super) struct NoAnswer;
-
-/// How a try to write to Redis went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Saving {
-    /// There is nothing more to do.
-    Done,
-    /// Redis gave no answer.
-    Failed,
-    /// Redis holds something else, which is known now: to be tried again.
-    Refused,
-}
 
 impl Stores {
     /// Does no I/O.
@@ -102,7 +75,7 @@ impl Stores {
 
     /// Whether the same token with the same clearance has met the wall from
     /// here a while ago.
-    fn is_walled(&self, candidate: &Candidate) -> bool {
+    pub(super) fn is_walled(&self, candidate: &Candidate) -> bool {
         lock(&self.walled).as_ref().is_some_and(|(walled, at)| {
             at.elapsed() < WALL_PAUSE
                 && walled.token == candidate.token
@@ -110,7 +83,7 @@ impl Stores {
         })
     }
 
-    fn note_walled(&self, candidate: Candidate) {
+    pub(super) fn note_walled(&self, candidate: Candidate) {
         *lock(&self.walled) = Some((candidate, Instant::now()));
     }
 
@@ -124,9 +97,7 @@ impl Stores {
     pub(super) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
         let last_denial = self.last_denial.load(Ordering::Relaxed);
-        let entered = timeout(LOOK, redis.enter(request, last_denial)).await;
-        let entered = entered.unwrap_or(Err(StoreError::RedisTimeout));
-        let entrance = match entered {
+        let entrance = match redis.enter(request, last_denial).await {
             // It can be read, but gives no lease: the commit that follows tells why.
             Err(StoreError::RedisRefused { code }) if request.wish != Wish::None => {
                 debug!(code, "redis gives no lease");
@@ -197,7 +168,7 @@ impl Stores {
     }
 
     /// Stores a token in Redis; with a `lease` for the whole fleet.
-    async fn commit(
+    pub(super) async fn commit(
         &self,
         published: &Published,
         lease: Option<&Lease>,
@@ -218,7 +189,7 @@ impl Stores {
     }
 
     /// Shows the fleet a token that nobody could verify.
-    async fn share(
+    pub(super) async fn share(
         &self,
         published: &Published,
         lease: &Lease,
@@ -232,7 +203,7 @@ impl Stores {
         Ok(())
     }
 
-    async fn save_env_file(&self, token: Token) {
+    pub(super) async fn save_env_file(&self, token: Token) {
         let Some(env_file) = self.env_file.clone() else {
             return;
         };
@@ -247,13 +218,13 @@ impl Stores {
     }
 
     /// Redis has this generation already.
-    fn mark_in_redis(&self, generation: Generation) {
+    pub(super) fn mark_in_redis(&self, generation: Generation) {
         self.in_redis.store(generation.0, Ordering::Relaxed);
     }
 
     /// Redis has lost it, or has it in part, or something worse: it is to be
     /// written again, in place of what has been `seen`.
-    fn lost(&self, seen: Option<ValueId>) {
+    pub(super) fn lost(&self, seen: Option<ValueId>) {
         *lock(&self.seen) = seen;
         self.in_redis.store(0, Ordering::Relaxed);
         self.lost.notify_one();
@@ -299,12 +270,12 @@ impl Stores {
     }
 
     /// Nothing waits to be written to Redis.
-    fn note_redis_idle(&self) {
+    pub(super) fn note_redis_idle(&self) {
         lock(&self.redis_health).note_idle();
     }
 
     /// Redis holds the latest token, or a better one, whoever has written it.
-    fn note_redis_complete(&self) {
+    pub(super) fn note_redis_complete(&self) {
         lock(&self.redis_health).note(Access::Writing, None);
     }
 
@@ -339,362 +310,4 @@ impl Stores {
         }
         value
     }
-}
-
-impl Refresher {
-    /// At start: the newest usable token of Redis and the env file, the
-    /// environment's if there is none; in force at once.
-    pub(super) async fn load_stores(&self) -> Option<Arc<Published>> {
-        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
-        let (redis, value) =
-            redis.map_or((None, None), |entrance| (entrance.stored, entrance.value));
-        let redis = redis.filter(|stored| self.is_usable(&stored.token));
-        let env_file = env_file.filter(|token| self.is_usable(token));
-        let newer_file = env_file.filter(|token| {
-            redis.as_ref().is_none_or(|stored| token.issued_at() > stored.token.issued_at())
-        });
-        if let Some(token) = newer_file {
-            *lock(&self.stores.passed_over) = value;
-            return Some(self.publish(Candidate::new(token, Source::EnvFile)));
-        }
-        if let Some(stored) = redis
-            && let Some(loaded) = self.load_stored(stored).await
-        {
-            return Some(loaded);
-        }
-        let token = self.environment.clone().filter(|token| self.is_usable(token))?;
-        Some(self.publish(Candidate::new(token, Source::Environment)))
-    }
-
-    /// At start a stored token is believed, but for the clearance: it may come
-    /// from a host with another address.
-    async fn load_stored(&self, stored: Stored) -> Option<Arc<Published>> {
-        let candidate = if stored.needs_clearance {
-            self.examine_stored(stored_candidate(&stored), true).await?
-        } else {
-            stored_candidate(&stored).verified(stored.verified && !stored.foreign)
-        };
-        Some(self.adopt(&stored, candidate))
-    }
-
-    /// Reads the stores again, as an operator asks for: adopts what is better.
-    pub async fn reload_stores(&self) {
-        let (redis, env_file) = tokio::join!(self.look_into_redis(), self.stores.load_env_file());
-        if let Ok(entrance) = redis {
-            self.consider(&entrance, false).await;
-        }
-        if let Some(token) = env_file {
-            self.consider_env_file(token).await;
-        }
-    }
-
-    /// Decides about all that lies in Redis, what nobody could verify too: for
-    /// whoever needs a token.
-    pub(super) async fn consider_all(
-        &self,
-        entrance: &Entrance,
-        in_doubt: bool,
-    ) -> Option<Arc<Published>> {
-        if let (_, Some(adopted)) = self.consider(entrance, in_doubt).await {
-            return Some(adopted);
-        }
-        let unverified = entrance.unverified.as_ref().filter(|_| !entrance.is_unverified_denied)?;
-        let adopted = self.weigh(Some(unverified), in_doubt).await.1?;
-        self.fleet.note_unproven(adopted.generation);
-        Some(adopted)
-    }
-
-    /// Decides about what lies in Redis. With the token in force `in_doubt`,
-    /// an older one is worth a look too. Returns what was put in force.
-    pub(super) async fn consider(
-        &self,
-        entrance: &Entrance,
-        in_doubt: bool,
-    ) -> (Considered, Option<Arc<Published>>) {
-        let mut stored = entrance.stored.clone();
-        if let Some(stored) = &mut stored
-            && *lock(&self.stores.passed_over) == entrance.value
-        {
-            // Older than ours, as was seen at start.
-            stored.foreign = false;
-        }
-        let stored = stored.as_ref();
-        if let Some(stored) = stored {
-            self.note_in_step(stored, in_doubt);
-            if self.denied.contains(&stored.token) && !entrance.is_denied {
-                self.deny_in_redis(&stored.token);
-            }
-        }
-        let (considered, adopted) = self.weigh(stored, in_doubt).await;
-        if considered == Considered::WriteOurs {
-            self.stores.lost(entrance.value.clone());
-        }
-        (considered, adopted)
-    }
-
-    /// The token in force is stored as one that works.
-    fn note_in_step(&self, stored: &Stored, in_doubt: bool) {
-        let whole = stored.verified && !stored.foreign && stored.cookies_agree;
-        let ours = self.usable().filter(|ours| !in_doubt && ours.token == stored.token);
-        let Some(ours) = ours.filter(|_| whole && !stored.needs_clearance) else { return };
-        self.stores.mark_in_redis(ours.generation);
-        if !ours.needs_clearance {
-            self.prove(ours.generation);
-        }
-    }
-
-    async fn weigh(
-        &self,
-        stored: Option<&Stored>,
-        in_doubt: bool,
-    ) -> (Considered, Option<Arc<Published>>) {
-        let ours = self.cache.current();
-        let view = View {
-            stored,
-            stored_usable: stored.is_some_and(|stored| self.is_usable(&stored.token)),
-            ours: ours.as_deref(),
-            ours_usable: !in_doubt && ours.as_ref().is_some_and(|ours| self.is_usable(&ours.token)),
-        };
-        let before = ours.as_ref().map(|ours| ours.generation);
-        let adopted = match (view.decide(), stored) {
-            (Adoption::WriteOurs, _) => return (Considered::WriteOurs, None),
-            (Adoption::Take, Some(stored)) => {
-                let candidate = stored_candidate(stored).verified(true);
-                self.adopt_unless_newer(stored, candidate, before)
-            }
-            (Adoption::Examine { newer }, Some(stored)) => {
-                match self.examine_stored(stored_candidate(stored), newer).await {
-                    Some(candidate) => self.adopt_unless_newer(stored, candidate, before),
-                    None => None,
-                }
-            }
-            _ => None,
-        };
-        let considered = if adopted.is_some() { Considered::Adopted } else { Considered::Nothing };
-        (considered, adopted)
-    }
-
-    /// The stored token as it may be published, if it may.
-    async fn examine_stored(&self, candidate: Candidate, newer: bool) -> Option<Candidate> {
-        if self.stores.is_walled(&candidate) {
-            return None;
-        }
-        let finding = self.examine(&candidate).await;
-        if finding.passage == Passage::Walled {
-            // A solve from here is better than what passes elsewhere.
-            self.stores.note_walled(candidate);
-            return None;
-        }
-        let acceptable =
-            finding.opinion == Opinion::Good || finding.opinion == Opinion::Unknown && newer;
-        acceptable.then(|| finding.of(candidate))
-    }
-
-    async fn consider_env_file(&self, token: Token) {
-        let usable = self.usable();
-        let ours = usable.as_ref().map(|ours| &ours.token);
-        let better = ours.is_none_or(|ours| token.issued_at() > ours.issued_at());
-        if !better || ours == Some(&token) || !self.is_usable(&token) {
-            return;
-        }
-        let candidate = Candidate::new(token, Source::EnvFile);
-        if let Some(candidate) = self.examine_stored(candidate, true).await {
-            tell_adopted(&self.publish(candidate));
-        }
-    }
-
-    fn adopt_unless_newer(
-        &self,
-        stored: &Stored,
-        candidate: Candidate,
-        before: Option<Generation>,
-    ) -> Option<Arc<Published>> {
-        if self.cache.newer_than(before).is_some() {
-            return None; // A run was faster than the verifier.
-        }
-        let adopted = self.adopt(stored, candidate);
-        tell_adopted(&adopted);
-        Some(adopted)
-    }
-
-    fn adopt(&self, stored: &Stored, candidate: Candidate) -> Arc<Published> {
-        let adopted = self.publish(candidate);
-        self.redis_is_back();
-        if stored.cookies_agree && !stored.foreign && stored.verified {
-            self.stores.mark_in_redis(adopted.generation);
-        }
-        adopted
-    }
-
-    /// Follows the notices in Redis for as long as the process lives.
-    pub(super) async fn follow_redis(self: Arc<Self>) {
-        if let Some(redis) = &self.stores.redis {
-            redis.follow_notices().await;
-        }
-    }
-
-    /// Looks into Redis at each notice, and now and then, for as long as the
-    /// process lives.
-    pub(super) async fn poll_redis(self: Arc<Self>) {
-        let Some(mut notices) = self.stores.notices() else {
-            return;
-        };
-        loop {
-            // Not all sidecars at one moment, as a notice would have it.
-            let pause = POLL.mul_f64(0.75 + 0.5 * fastrand::f64());
-            let is_news = timeout(pause, notices.changed()).await.is_ok();
-            // A run that waits for others looks by itself.
-            if is_news && self.fleet.waits() {
-                continue;
-            }
-            if let Ok(entrance) = self.look_into_redis().await {
-                let (_, adopted) = self.consider(&entrance, false).await;
-                if adopted.is_none() {
-                    self.doubt_ours().await;
-                    self.try_redis().await;
-                }
-            }
-        }
-    }
-
-    /// Another sidecar has seen our token refused: asks about it, once. So the
-    /// fleet stands ready to solve for one that cannot, without traffic too.
-    async fn doubt_ours(&self) {
-        let heard = |ours: &Arc<Published>| self.is_denied(&ours.token);
-        let Some(ours) = self.usable().filter(heard) else { return };
-        let asked_about = self.stores.doubted.swap(ours.generation.0, Ordering::Relaxed);
-        if asked_about != ours.generation.0 {
-            self.examine(&ours.candidate()).await;
-        }
-    }
-
-    /// Writes the latest verified token to Redis, again and again until it is
-    /// there, or something better.
-    pub(super) async fn keep_redis(self: Arc<Self>) {
-        let mut changes = self.cache.changes();
-        let mut pause = FIRST_PAUSE;
-        let mut refusals = 0;
-        loop {
-            changes.borrow_and_update();
-            let saving = self.save_to_redis().await;
-            refusals = if saving == Saving::Refused { refusals + 1 } else { 0 };
-            if saving == Saving::Refused && refusals <= MOST_REFUSALS {
-                continue;
-            }
-            let again = if saving == Saving::Done { Duration::MAX } else { pause };
-            pause =
-                if saving == Saving::Done { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            tokio::select! {
-                news = changes.changed() => if news.is_err() { return },
-                () = self.stores.lost.notified() => {}
-                () = sleep(again) => {}
-            }
-        }
-    }
-
-    pub(super) async fn save_to_redis(&self) -> Saving {
-        let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
-            self.give_back().await;
-            self.stores.note_redis_idle();
-            return Saving::Done;
-        };
-        let lease = self.fleet.owed_with(&published.token);
-        if !published.is_verified() {
-            let Some(lease) = lease else {
-                self.stores.note_redis_idle();
-                return Saving::Done;
-            };
-            if self.stores.share(&published, &lease, self.clock.now()).await.is_err() {
-                return Saving::Failed;
-            }
-            self.give_back().await;
-            self.fleet.note_shown(&published.token, lease);
-            return Saving::Done;
-        }
-        let saved = self.stores.in_redis.load(Ordering::Relaxed);
-        if published.generation.0 <= saved && lease.is_none() {
-            self.stores.note_redis_complete();
-            return Saving::Done;
-        }
-        let outcome = self.stores.commit(&published, lease.as_ref(), self.clock.now()).await;
-        // A newer token than the one that was got without it has been written too.
-        if matches!(outcome, Ok(Commit::Committed | Commit::Older)) {
-            self.redis_is_back();
-        }
-        match outcome {
-            Ok(Commit::Committed) => {
-                self.fleet.settle();
-                Saving::Done
-            }
-            Ok(refusal) => self.after_refusal(&published, refusal, lease.is_some()).await,
-            Err(NoAnswer) => Saving::Failed,
-        }
-    }
-
-    /// Nothing is to be committed with the lease any more, if there is one.
-    async fn give_back(&self) {
-        if let Some(lease) = self.fleet.settle() {
-            // Where it was given back already, or Redis is out, it needs no more.
-            let _ = self.stores.release(&lease.owner).await;
-        }
-    }
-
-    /// Something is stored that Redis would not replace: considers that.
-    async fn after_refusal(&self, ours: &Published, refusal: Commit, with_lease: bool) -> Saving {
-        debug!(generation = ours.generation.0, ?refusal, "token not saved to redis");
-        let Ok(entrance) = self.look_into_redis().await else {
-            return Saving::Failed;
-        };
-        let (considered, _) = self.consider(&entrance, false).await;
-        match after_refusal(refusal, considered, with_lease) {
-            Next::Leave => {
-                self.give_back().await;
-                self.stores.mark_in_redis(ours.generation);
-                Saving::Done
-            }
-            Next::Replace { with_lease } => {
-                *lock(&self.stores.seen) = entrance.value;
-                if !with_lease {
-                    self.give_back().await;
-                }
-                Saving::Refused
-            }
-        }
-    }
-
-    /// Writes each verified token to the env file, once.
-    pub(super) async fn keep_env_file(self: Arc<Self>) {
-        let mut changes = self.cache.changes();
-        let mut written = 0;
-        loop {
-            changes.borrow_and_update();
-            if let Some(published) = self.worth_saving(written) {
-                written = published.generation.0;
-                self.stores.save_env_file(published.token.clone()).await;
-            }
-            if changes.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// The token in force, if it is known to work and newer than `saved`.
-    fn worth_saving(&self, saved: u64) -> Option<Arc<Published>> {
-        self.usable().filter(|usable| usable.is_verified() && usable.generation.0 > saved)
-    }
-}
-
-fn stored_candidate(stored: &Stored) -> Candidate {
-    let clearance = Arc::new(stored.clearance.clone());
-    Candidate::new(stored.token.clone(), Source::Redis).with_clearance(clearance, false)
-}
-
-fn tell_adopted(published: &Published) {
-    info!(
-        generation = published.generation.0,
-        source = published.source.as_str(),
-        token = %published.token.fingerprint(),
-        verified = published.is_verified(),
-        "token adopted"
-    );
 }

@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::in_step::Saving;
 use super::run::Cause;
-use super::stores::Saving;
 use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
 use crate::metrics::Metrics;
@@ -254,6 +254,23 @@ async fn waiters_of_a_failed_run_share_its_error_and_then_it_is_back_off() {
     let status = world.refresher.status().refresh;
     assert_eq!(status.last_outcome, Some("failed"));
     assert!(status.backoff_s > 4.0);
+}
+
+#[tokio::test]
+async fn the_others_may_try_again_before_the_one_that_has_failed() {
+    let redis = Redis::start().await;
+    let world = world_with(&redis).await;
+    world.close_door();
+    world.publish(false);
+    failed(world.refuse(Generation(1), "/").await);
+    let own = world.refresher.status().refresh.backoff_s;
+    let (store, owner) = (redis.store(), Owner::random());
+    let request = Request { owner, wish: Wish::None, known: Vec::new() };
+    let shared = async || store.enter(&request, 0).await.unwrap().backoff;
+    eventually_held_back(&redis).await;
+    let left = shared().await.unwrap().left.as_secs_f64();
+    assert!(left < own * 0.96, "{left} of {own}");
+    assert!(left > own * 0.75, "{left} of {own}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::super::refresher::Refresher;
 use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
 use super::Part;
-use super::turn::{Action, Door, End, Event, Past, Turn};
+use super::turn::{Action, End, Event, Past, Situation, Turn};
 use crate::token::{
     Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
     Wish,
@@ -26,6 +26,10 @@ const RELEASE: Duration = Duration::from_secs(1);
 
 /// A wait for another sidecar that is worth a word.
 const LONG_WAIT: Duration = Duration::from_secs(5);
+
+/// How much of the own pause the others are told. They add up to a tenth, so that
+/// any of the fleet may be the first to try again, and not the one that cannot.
+const SHARED_PART: f64 = 0.95;
 
 /// What a turn has brought so far.
 struct Gains {
@@ -103,11 +107,11 @@ impl Refresher {
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
         }
-        let door = entrance.as_ref().map(Door::of);
+        let situation = entrance.as_ref().map(Situation::of);
         gains.entrance = entrance;
-        match door {
+        match situation {
             None if was_well && self.stores.is_redis_late() => Event::Late,
-            door => Event::Entered(door),
+            situation => Event::Entered(situation),
         }
     }
 
@@ -295,7 +299,7 @@ impl Refresher {
             error: error.to_string(),
             failures: pause.failures,
             routine: pause.routine,
-            left: pause.left,
+            left: pause.left.mul_f64(SHARED_PART),
             epoch: 0,
         })
     }

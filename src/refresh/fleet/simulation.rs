@@ -22,7 +22,7 @@ use super::super::adoption::{Adoption, View};
 use super::super::denied::Denied;
 use super::super::testing::{issued, redis_store};
 use super::keeping::{Considered, Next, after_refusal};
-use super::turn::{ALONE_PAUSE, Action, Door, End, Event, Past, Turn, WAIT_LIMIT};
+use super::turn::{ALONE_PAUSE, Action, End, Event, Past, Situation, Turn, WAIT_LIMIT};
 use crate::token::redis::model::{Answer, Model, TOKEN};
 use crate::token::redis::{Call, Operation, RawEntrance};
 use crate::token::{
@@ -679,9 +679,9 @@ impl World {
         match answer {
             Some(Answer::Truth(handed)) => self.step(member, Event::HandedOn(Some(*handed))),
             Some(_) => {
-                let door = entrance.as_ref().map(Door::of);
+                let situation = entrance.as_ref().map(Situation::of);
                 run.entrance = entrance;
-                self.step(member, Event::Entered(door));
+                self.step(member, Event::Entered(situation));
             }
             // Whichever it was, no answer is the same to both.
             None if run.turn.lease().is_some() => self.step(member, Event::HandedOn(None)),

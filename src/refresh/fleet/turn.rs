@@ -83,14 +83,14 @@ impl Past {
 
 /// What an [`Entrance`] says to a turn.
 #[derive(Clone, Debug)]
-pub(in crate::refresh) struct Door {
+pub(in crate::refresh) struct Situation {
     /// The stored values that no sidecar has seen refused.
     pub(in crate::refresh) values: Vec<ValueId>,
     pub(in crate::refresh) backoff: Option<SharedBackoff>,
     pub(in crate::refresh) turn: Standing,
 }
 
-impl Door {
+impl Situation {
     pub(in crate::refresh) fn of(entrance: &Entrance) -> Self {
         let stored = entrance.value.clone().filter(|_| !entrance.is_denied);
         let unverified = entrance.unverified_value.clone();
@@ -107,7 +107,7 @@ impl Door {
 #[derive(Clone, Debug)]
 pub(in crate::refresh) enum Event {
     /// Redis has answered, or is out of order.
-    Entered(Option<Door>),
+    Entered(Option<Situation>),
     /// Redis, which was well, has not answered in time.
     Late,
     /// What is stored has been considered.
@@ -193,7 +193,7 @@ pub(in crate::refresh) struct Turn {
     /// Stored values that are of no use here.
     known: Vec<ValueId>,
     /// The last answer of Redis, while it is considered.
-    door: Option<Door>,
+    situation: Option<Situation>,
     held: Option<Held>,
     /// When the last question was sent.
     asked_at: Instant,
@@ -224,7 +224,7 @@ impl Turn {
             dice,
             started: now,
             known: known.into_iter().collect(),
-            door: None,
+            situation: None,
             held: None,
             asked_at: now,
             alone: false,
@@ -243,15 +243,15 @@ impl Turn {
     /// What to do after `event`.
     pub(in crate::refresh) fn step(&mut self, now: Instant, event: Event) -> Action {
         match event {
-            Event::Entered(Some(door)) => self.entered(door, now),
+            Event::Entered(Some(situation)) => self.entered(situation, now),
             Event::Entered(None) => self.without_redis(now),
             Event::Late => self.late(now),
             Event::Considered { adopted: true } => {
                 self.past.redis_is_back();
                 Action::End(End::Adopted)
             }
-            Event::Considered { adopted: false } => match self.door.take() {
-                Some(door) => self.go_on(&door, true, now),
+            Event::Considered { adopted: false } => match self.situation.take() {
+                Some(situation) => self.go_on(&situation, true, now),
                 None => self.enter(now),
             },
             Event::Solved => self.solved(now),
@@ -310,9 +310,9 @@ impl Turn {
         }
     }
 
-    fn entered(&mut self, door: Door, now: Instant) -> Action {
+    fn entered(&mut self, situation: Situation, now: Instant) -> Action {
         self.late = false;
-        self.held = match door.turn {
+        self.held = match situation.turn {
             Standing::Granted { epoch } => Some(Held {
                 lease: Lease { owner: self.owner.clone(), epoch },
                 sent_at: self.asked_at,
@@ -324,34 +324,34 @@ impl Turn {
             self.past.redis_is_back();
         }
         let news: Vec<_> =
-            door.values.iter().filter(|value| !self.known.contains(value)).cloned().collect();
+            situation.values.iter().filter(|value| !self.known.contains(value)).cloned().collect();
         if news.is_empty() {
-            return self.go_on(&door, false, now);
+            return self.go_on(&situation, false, now);
         }
         self.known.extend(news);
         let surplus = self.known.len().saturating_sub(MOST_KNOWN);
         self.known.drain(..surplus);
-        self.door = Some(door);
+        self.situation = Some(situation);
         Action::Consider
     }
 
     /// Nothing that is stored is of use.
-    fn go_on(&mut self, door: &Door, considered: bool, now: Instant) -> Action {
-        match door.turn {
+    fn go_on(&mut self, situation: &Situation, considered: bool, now: Instant) -> Action {
+        match situation.turn {
             Standing::Granted { .. } if self.own == OwnSolve::InReserve => self.publish(now),
             Standing::Granted { .. } => Action::Solve,
             Standing::Held(_) => {
                 self.free_since = None;
                 self.wait(now)
             }
-            Standing::Free => self.find_free(door, considered, now),
+            Standing::Free => self.find_free(situation, considered, now),
         }
     }
 
-    fn find_free(&mut self, door: &Door, considered: bool, now: Instant) -> Action {
+    fn find_free(&mut self, situation: &Situation, considered: bool, now: Instant) -> Action {
         let wish = self.wish_at(now);
         let holds = |backoff: &&SharedBackoff| !(self.wish == Wish::Needed && backoff.routine);
-        match door.backoff.as_ref().filter(holds) {
+        match situation.backoff.as_ref().filter(holds) {
             Some(backoff) if wish != Wish::Force => {
                 return Action::End(End::Elsewhere(backoff.clone()));
             }

@@ -30,7 +30,7 @@ impl Script {
     }
 
     fn find(&mut self, turn: Standing) -> Action {
-        self.step(Event::Entered(Some(door(turn, &[], None))))
+        self.step(Event::Entered(Some(situation(turn, &[], None))))
     }
 
     fn pass(&mut self, time: Duration) {
@@ -49,8 +49,8 @@ fn value(text: &str) -> ValueId {
     ValueId::of(text.as_bytes())
 }
 
-fn door(turn: Standing, values: &[&str], backoff: Option<SharedBackoff>) -> Door {
-    Door { values: values.iter().map(|text| value(text)).collect(), backoff, turn }
+fn situation(turn: Standing, values: &[&str], backoff: Option<SharedBackoff>) -> Situation {
+    Situation { values: values.iter().map(|text| value(text)).collect(), backoff, turn }
 }
 
 fn lease(epoch: u64) -> Lease {
@@ -105,7 +105,7 @@ fn a_lease_that_may_have_lapsed_leads_to_another_look_before_anything_is_publish
         // Another one has the lease: its outcome is awaited.
         let waiting = script.find(HELD);
         script.wait(&waiting);
-        let newer = door(HELD, &["newer"], None);
+        let newer = situation(HELD, &["newer"], None);
         assert_eq!(script.step(Event::Entered(Some(newer))), Action::Consider);
         assert_eq!(script.step(Event::Considered { adopted: true }), Action::End(End::Adopted));
     }
@@ -113,27 +113,27 @@ fn a_lease_that_may_have_lapsed_leads_to_another_look_before_anything_is_publish
 
 #[test]
 fn a_token_that_waits_is_published_once_the_lease_is_free_or_redis_out() {
-    for (door, end) in
-        [(Some(door(Standing::Granted { epoch: 9 }, &[], None)), Some(lease(9))), (None, None)]
+    for (situation, end) in
+        [(Some(situation(Standing::Granted { epoch: 9 }, &[], None)), Some(lease(9))), (None, None)]
     {
         let mut script = Script::new(Wish::Needed);
         script.find(GRANTED);
         script.pass(LEASE);
         script.step(Event::Solved);
-        assert_eq!(script.step(Event::Entered(door)), Action::End(End::Publish(end)));
+        assert_eq!(script.step(Event::Entered(situation)), Action::End(End::Publish(end)));
     }
 }
 
 #[test]
 fn what_is_stored_is_considered_once_and_before_any_solve() {
     let mut script = Script::new(Wish::Needed);
-    let refused = door(FREE, &["stale"], None);
+    let refused = situation(FREE, &["stale"], None);
     assert_eq!(script.step(Event::Entered(Some(refused))), Action::Consider);
     let Action::Enter(request) = script.step(Event::Considered { adopted: false }) else {
         panic!()
     };
     assert_eq!(request.known, [value("ours"), value("stale")]);
-    let granted = door(GRANTED, &["stale"], None);
+    let granted = situation(GRANTED, &["stale"], None);
     assert_eq!(script.step(Event::Entered(Some(granted))), Action::Solve);
 }
 
@@ -173,8 +173,8 @@ fn a_shared_back_off_ends_a_turn_unless_it_is_by_hand_or_the_failure_was_routine
         (Wish::Force, false, false),
     ] {
         let mut script = Script::new(wish);
-        let door = door(FREE, &[], Some(backoff(routine)));
-        let action = script.step(Event::Entered(Some(door)));
+        let situation = situation(FREE, &[], Some(backoff(routine)));
+        let action = script.step(Event::Entered(Some(situation)));
         let ended = action == Action::End(End::Elsewhere(backoff(routine)));
         assert_eq!(ended, ends, "{wish:?} {routine} {action:?}");
     }
@@ -192,7 +192,7 @@ fn a_holder_whose_solver_is_away_hands_on_and_waits_for_the_others() {
     assert_eq!(request.wish, Wish::None);
     let waiting = script.find(HELD);
     script.wait(&waiting);
-    let newer = door(FREE, &["newer"], None);
+    let newer = situation(FREE, &["newer"], None);
     assert_eq!(script.step(Event::Entered(Some(newer))), Action::Consider);
     assert_eq!(script.step(Event::Considered { adopted: true }), Action::End(End::Adopted));
 }
@@ -274,7 +274,7 @@ fn redis_is_back_once_it_gives_a_lease_or_a_token_and_not_when_it_can_only_be_re
     script.step(Event::Solved);
     let (past, now) = (script.turn.past(), script.now);
     let mut full = Script::after(Wish::Needed, past, now);
-    let stored = door(FREE, &["refused, which could not be told"], None);
+    let stored = situation(FREE, &["refused, which could not be told"], None);
     assert_eq!(full.step(Event::Entered(Some(stored.clone()))), Action::Consider);
     assert!(matches!(full.step(Event::Considered { adopted: false }), Action::Enter(_)));
     assert_eq!(full.step(Event::Entered(None)), Action::End(End::TooSoon(ALONE_PAUSE)));
@@ -305,12 +305,12 @@ fn what_changed_during_a_turn_stays_unless_the_turn_has_changed_it() {
 #[test]
 fn redis_that_is_late_is_asked_once_more_before_a_solve_alone() {
     let mut script = Script::new(Wish::Needed);
-    for door in [HELD, HELD] {
+    for standing in [HELD, HELD] {
         let Action::Wait(until) = script.step(Event::Late) else { panic!() };
         assert!(until > script.now && until <= script.now + Duration::from_secs(1));
         script.now = until;
         assert!(matches!(script.step(Event::Timer), Action::Enter(_)));
-        assert!(matches!(script.find(door), Action::Wait(_)), "it has answered since");
+        assert!(matches!(script.find(standing), Action::Wait(_)), "it has answered since");
     }
     assert!(matches!(script.step(Event::Late), Action::Wait(_)));
     assert!(matches!(script.step(Event::Timer), Action::Enter(_)));

@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{Fleet, PATH, SPREAD, TOKEN_KEY, all_well};
+use crate::support::redis::Redis;
 use crate::support::token::fingerprint;
 use crate::support::until_within;
 
@@ -33,17 +34,17 @@ async fn agreed(fleet: &Fleet) {
     redis_well(fleet).await;
 }
 
-#[tokio::test]
-async fn redis_killed_and_back_empty() {
+/// Lets Redis go and come back, in some way; the token dies before, amid and after that.
+async fn outlast(leave: impl FnOnce(&mut Redis), come_back: impl AsyncFnOnce(&mut Redis)) {
     let mut fleet = Fleet::start(3).await;
     let history = fleet.watch();
     renew(&fleet).await;
     assert_eq!(fleet.solves(), 1);
-    fleet.stage.redis_mut().kill();
+    leave(fleet.stage.redis_mut());
     let slowest = renew(&fleet).await;
     assert!(slowest < Duration::from_secs(6), "{slowest:?}");
     assert!(fleet.solves() <= 4, "each by itself, once: {}", fleet.solves());
-    fleet.stage.redis_mut().restart().await;
+    come_back(fleet.stage.redis_mut()).await;
     agreed(&fleet).await;
     let before = fleet.solves();
     renew(&fleet).await;
@@ -52,20 +53,13 @@ async fn redis_killed_and_back_empty() {
 }
 
 #[tokio::test]
+async fn redis_killed_and_back_empty() {
+    outlast(Redis::kill, async |redis| redis.restart().await).await;
+}
+
+#[tokio::test]
 async fn redis_frozen_and_thawed() {
-    let fleet = Fleet::start(3).await;
-    let history = fleet.watch();
-    renew(&fleet).await;
-    fleet.stage.redis().freeze();
-    let slowest = renew(&fleet).await;
-    assert!(slowest < Duration::from_secs(6), "{slowest:?}");
-    assert!(fleet.solves() <= 4, "each by itself, once: {}", fleet.solves());
-    fleet.stage.redis().thaw();
-    agreed(&fleet).await;
-    let before = fleet.solves();
-    renew(&fleet).await;
-    assert_eq!(fleet.solves(), before + 1, "one for all again");
-    history.check();
+    outlast(|redis| redis.freeze(), async |redis| redis.thaw()).await;
 }
 
 #[tokio::test]
@@ -106,7 +100,6 @@ async fn redis_that_goes_a_second_time_is_gone_without_at_once_again() {
     renew(&fleet).await;
     fleet.stage.redis_mut().restart().await;
     agreed(&fleet).await;
-    redis_well(&fleet).await;
     fleet.stage.redis_mut().kill();
     let before = fleet.solves();
     renew(&fleet).await;
