@@ -19,7 +19,8 @@ use redis::{
     io::tcp::TcpSettings,
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::sign::CertifiedKey;
 use tokio::task::spawn_blocking;
 
 use super::link::explained;
@@ -326,7 +327,10 @@ fn certificates(
     let client_key = file(settings.tls_key.as_deref(), "REDIS_TLS_KEY")?;
     let client_tls = match (client_cert, client_key) {
         (None, None) => None,
-        (Some(client_cert), Some(client_key)) => Some(ClientTlsConfig { client_cert, client_key }),
+        (Some(client_cert), Some(client_key)) => {
+            check_pair(&client_cert, &client_key)?;
+            Some(ClientTlsConfig { client_cert, client_key })
+        }
         _ => return Err(StoreError::RedisTlsPair),
     };
     if client_tls.is_none() && root_cert.is_none() {
@@ -350,6 +354,17 @@ fn certificate(path: Option<&Path>, variable: &'static str) -> Result<Option<Vec
         return Err(StoreError::RedisTlsNoCertificate { variable, path: path.to_owned() });
     }
     Ok(Some(content.clone()))
+}
+
+/// The crate would find out when it connects, and the server's refusal says little.
+fn check_pair(certificates: &[u8], key: &[u8]) -> Result<(), StoreError> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates).collect();
+    let (Ok(chain), Ok(key)) = (chain, PrivateKeyDer::from_pem_slice(key)) else {
+        return Err(StoreError::RedisTlsContent);
+    };
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let pair = CertifiedKey::from_der(chain, key, &provider);
+    pair.map(drop).map_err(|_| StoreError::RedisTlsContent)
 }
 
 fn file(path: Option<&Path>, variable: &'static str) -> Result<Option<Vec<u8>>, StoreError> {

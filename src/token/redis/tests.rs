@@ -691,6 +691,11 @@ fn tls_files_must_fit_together() {
         let error = RedisStore::new(half.clone()).err();
         assert!(matches!(error, Some(StoreError::RedisTlsContent)));
     }
+    // The key of another certificate.
+    half.tls_cert = Some(files.path("ca.pem"));
+    half.tls_key = Some(files.path("leaf.key"));
+    let error = RedisStore::new(half).err();
+    assert!(matches!(error, Some(StoreError::RedisTlsContent)));
     let mut plain = settings("redis+sentinel://host/service");
     plain.tls_ca = Some(files.path("ca.pem"));
     let error = RedisStore::new(plain).err();
