@@ -415,9 +415,10 @@ impl Refresher {
         self.denied.contains_anywhere(token)
     }
 
-    /// Whether `token` has neither expired nor been refused anywhere.
+    /// Whether `token` has neither expired nor been refused anywhere, and is no
+    /// logged-in visitor's, which must not become everybody's.
     pub(super) fn is_usable(&self, token: &Token) -> bool {
-        token.is_live(self.clock.now()) && !self.is_denied(token)
+        token.is_live(self.clock.now()) && !token.is_personal() && !self.is_denied(token)
     }
 
     /// The token in force, if it has neither expired nor been refused here.

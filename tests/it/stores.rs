@@ -307,6 +307,20 @@ async fn start_takes_the_token_of_the_environment_last() {
     assert_eq!(world.sidecar.status().await["token"]["source"], "environment");
 }
 
+/// It would become everybody's.
+#[tokio::test]
+async fn start_takes_no_token_of_a_logged_in_visitor() {
+    let mut stage = Stage::new().await;
+    let personal = Jwt::personal().make();
+    stage.tokens.accept(&personal);
+    stage.set("CHITAI_GOROD_BEARER_TOKEN", &personal);
+    stage.write_env_file(&format!("CHITAI_GOROD_BEARER_TOKEN=\"{personal}\"\n"));
+    let world = stage.start().await;
+    assert_eq!(world.get(PATH).await.status, 200);
+    assert_ne!(world.origin.requests()[0].token(), Some(personal.as_str()));
+    assert_eq!(world.sidecar.status().await["token"]["source"], "flaresolverr");
+}
+
 #[tokio::test]
 async fn token_of_the_environment_yields_to_the_file() {
     let mut stage = Stage::new().await;
