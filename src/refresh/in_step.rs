@@ -278,6 +278,9 @@ impl Refresher {
         loop {
             changes.borrow_and_update();
             let saving = self.save_to_redis().await;
+            if saving == Saving::Done {
+                self.give_back_doubtful().await;
+            }
             refusals = if saving == Saving::Refused { refusals + 1 } else { 0 };
             if saving == Saving::Refused && refusals <= MOST_REFUSALS {
                 continue;

@@ -246,9 +246,9 @@ impl Stores {
         lock(&self.redis_health).error().map(ToString::to_string)
     }
 
-    /// Whether the last question to Redis was not answered in time.
+    /// Whether Redis did not answer in time, and may only be busy.
     pub(super) fn is_redis_late(&self) -> bool {
-        matches!(lock(&self.redis_health).error(), Some(StoreError::RedisTimeout))
+        self.redis.as_ref().is_some_and(|redis| redis.is_late())
     }
 
     /// What is wrong with Redis.

@@ -33,7 +33,7 @@ pub enum StoreError {
     /// The settings: a key that is another's already.
     #[error(
         "it must differ from REDIS_KEY, and from {{REDIS_KEY}}:meta, :lease, :epoch, :unverified, \
-         :backoff, :denied and :tries, which sidecars share"
+         :backoff, :denied, :tries and :waiting, which sidecars share"
     )]
     RedisCookiesKey,
     /// The settings: certificates without encryption.
@@ -163,7 +163,7 @@ impl StoreError {
     pub fn redis_trouble(&self) -> RedisTrouble {
         match self {
             Self::RedisPassword | Self::RedisPasswordFile { .. } => RedisTrouble::Password,
-            Self::RedisRefused { .. } => RedisTrouble::Refusal,
+            Self::RedisRefused { .. } | Self::RedisAnswer { .. } => RedisTrouble::Refusal,
             Self::RedisNoSentinel | Self::RedisIsSentinel | Self::RedisNoDatabase => {
                 RedisTrouble::Address
             }

@@ -84,6 +84,9 @@ impl Refresher {
                 Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
                 Action::End(end) => {
                     lock(&self.fleet.past).take_over(before, turn.past());
+                    if gains.entrance.is_none() {
+                        self.fleet.doubt(turn.into_owner());
+                    }
                     return self.end_turn(end, gains);
                 }
             };
@@ -95,14 +98,14 @@ impl Refresher {
     fn new_turn(&self, cause: Cause, past: Past) -> Turn {
         let wish = cause.wish(self.usable().is_some());
         let known = self.cache.current().map(|current| ValueId::of_token(&current.token));
-        Turn::new(wish, Owner::random(), known, past, Rng::new(), Instant::now())
+        let owner = self.fleet.take_doubtful().unwrap_or_else(Owner::random);
+        Turn::new(wish, owner, known, past, Rng::new(), Instant::now())
     }
 
     async fn ask_in(&self, request: &Request, gains: &mut Gains) -> Event {
         if let Some(notices) = &mut gains.notices {
             notices.mark_unchanged();
         }
-        let was_well = self.stores.redis_error().is_none();
         let entrance = self.enter(request).await.ok();
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
@@ -110,7 +113,7 @@ impl Refresher {
         let situation = entrance.as_ref().map(Situation::of);
         gains.entrance = entrance;
         match situation {
-            None if was_well && self.stores.is_redis_late() => Event::Late,
+            None if self.stores.is_redis_late() => Event::Late,
             situation => Event::Entered(situation),
         }
     }
@@ -256,7 +259,19 @@ impl Refresher {
 
     /// What lies in Redis, whoever's turn it is.
     pub(in crate::refresh) async fn look_into_redis(&self) -> Result<Entrance, NoAnswer> {
-        self.enter(&Request { owner: Owner::random(), wish: Wish::None, known: Vec::new() }).await
+        let look = Request { owner: Owner::random(), wish: Wish::None, known: Vec::new() };
+        let entrance = self.enter(&look).await?;
+        self.give_back_doubtful().await;
+        Ok(entrance)
+    }
+
+    /// Gives back the lease that a turn has asked for without an answer, and may
+    /// have got since, so that others need not wait for it to lapse.
+    pub(in crate::refresh) async fn give_back_doubtful(&self) {
+        let Some(owner) = self.fleet.take_doubtful() else { return };
+        if self.stores.release(&owner).await.is_err() {
+            self.fleet.doubt(owner);
+        }
     }
 
     /// The run has ended: tells the others, beside it.

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::lock;
-use crate::token::{Generation, Lease, SharedBackoff, Token};
+use crate::token::{Generation, Lease, Owner, SharedBackoff, Token};
 
 pub(super) use keeping::{Considered, Next, after_refusal};
 pub(super) use turn::ALONE_PAUSE;
@@ -56,6 +56,8 @@ pub(super) struct Fleet {
     shown: Mutex<Option<(Token, Lease)>>,
     /// The generation that came from another sidecar without a verdict.
     unproven: AtomicU64,
+    /// Who asked for the lease without an answer, and may have got it.
+    doubtful: Mutex<Option<Owner>>,
     /// The failure that was last told here: an own one, or another sidecar's.
     told: Mutex<Option<(u64, String)>>,
     /// The back-off that is on is there for want of Redis.
@@ -100,6 +102,18 @@ impl Fleet {
 
     fn set_part(&self, part: Option<Part>) {
         *lock(&self.part) = part;
+    }
+
+    /// A turn has ended with a question that Redis has not answered. It may yet
+    /// grant the lease to `owner`, where others would wait for it to lapse.
+    fn doubt(&self, owner: Owner) {
+        *lock(&self.doubtful) = Some(owner);
+    }
+
+    /// Such an owner, for the next turn to go on as that one, or for its lease to
+    /// be given back.
+    fn take_doubtful(&self) -> Option<Owner> {
+        lock(&self.doubtful).take()
     }
 
     /// The lease of the run, for whoever gives it back.

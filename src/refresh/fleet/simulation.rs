@@ -259,7 +259,6 @@ impl World {
             ended_turns: 0,
             rng,
         };
-        world.server.listeners = count;
         for member in 0..count {
             world.start(member);
         }
@@ -418,10 +417,9 @@ impl World {
     }
 
     fn begin_timeline(&mut self, successor: Model) {
-        let listeners = self.members.len();
         let told = self.server.told;
         self.server = successor;
-        (self.server.listeners, self.server.told) = (listeners, told);
+        self.server.told = told;
         self.server.advance(self.now);
         self.replica = self.server.clone();
         self.holders.clear();

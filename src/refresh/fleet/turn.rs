@@ -276,6 +276,11 @@ impl Turn {
         self.past
     }
 
+    /// Who has asked for the lease.
+    pub(in crate::refresh) fn into_owner(self) -> Owner {
+        self.owner
+    }
+
     /// When the lease is to be renewed next, if there is one.
     pub(in crate::refresh) fn renew_at(&self) -> Option<Instant> {
         self.held.as_ref().map(|held| held.renew_at)

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::fleet::Answer as EntranceAnswer;
 use super::model::{
     Answer, BACKOFF, COOKIES, Content, DENIED, EPOCH, LEASE, META, Model, TOKEN, TRIES, UNVERIFIED,
+    WAITING,
 };
 use super::tests::Server;
 use super::*;
@@ -18,7 +19,8 @@ const CALLS: usize = 60;
 /// Times to live lie further apart than this, and a sequence lasts less.
 const TOLERANCE_MS: i64 = 50_000;
 const LIVES_S: [u64; 3] = [200, 400, 600];
-const KEYS: [usize; 9] = [TOKEN, COOKIES, META, LEASE, EPOCH, UNVERIFIED, BACKOFF, DENIED, TRIES];
+const KEYS: [usize; 10] =
+    [TOKEN, COOKIES, META, LEASE, EPOCH, UNVERIFIED, BACKOFF, DENIED, TRIES, WAITING];
 /// What was never meant to lie there.
 const GARBAGE: [&str; 16] = [
     "1e26",
@@ -107,7 +109,8 @@ impl Dice {
     fn enter(&mut self) -> Vec<String> {
         let wish = self.of(&["none", "routine", "needed", "force"]).to_owned();
         let pause = self.life_ms();
-        let mut arguments = vec![self.owner(), self.life_ms(), wish, self.epoch(), pause];
+        let (epoch, waiting) = (self.epoch(), self.life_ms());
+        let mut arguments = vec![self.owner(), self.life_ms(), wish, epoch, pause, waiting];
         for _ in 0..self.0.usize(..4) {
             arguments.push(sha1_hex(self.token().0.as_bytes()));
         }
@@ -255,9 +258,10 @@ async fn compare(store: &RedisStore, model: &Model, place: &str) {
     for (key, left) in KEYS.into_iter().zip(left) {
         assert!(near(left, model.left(key)), "{place}: key {key}: {left} {}", model.left(key));
     }
-    if let Some(Content::Set(members)) = model.content(DENIED) {
+    for key in [DENIED, WAITING] {
+        let Some(Content::Set(members)) = model.content(key) else { continue };
         let mut commands = pipe();
-        commands.cmd("ZRANGE").arg(&store.keys.names()[DENIED]).arg(0).arg(-1).arg("WITHSCORES");
+        commands.cmd("ZRANGE").arg(&store.keys.names()[key]).arg(0).arg(-1).arg("WITHSCORES");
         let (found,): (Vec<(String, u64)>,) = store.link.run(&commands).await.unwrap();
         let expected: Vec<_> =
             members.iter().map(|(score, member)| (member.clone(), *score)).collect();

@@ -23,6 +23,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_mins(11);
 const MOST_TRIES: u32 = 16;
 /// How long these count.
 const TRIES_MEMORY: Duration = Duration::from_secs(30);
+/// How long a sidecar that was told to wait counts as waiting: longer than the
+/// longest pause before it looks again.
+const WAITING: Duration = Duration::from_secs(4);
 /// How long a refused token is remembered: somewhat longer than the shop's live.
 const DENIED_MEMORY: Duration = Duration::from_hours(48);
 /// The most refused tokens that are remembered; the oldest gives way.
@@ -263,8 +266,17 @@ impl RedisStore {
     /// [`StoreError`] when there was no answer, after about 1 s at most. The
     /// lease may have been granted all the same.
     pub async fn enter(&self, request: &Request, last_denial: u64) -> Result<Entrance, StoreError> {
+        if matches!(request.wish, Wish::Needed | Wish::Force) {
+            self.link.cut_pause_short();
+        }
         let answer: Answer = self.call(Call::enter(request, last_denial)).await?;
         Ok(self.entrance(answer.into()))
+    }
+
+    /// Whether Redis did not answer in time when it was last asked, and has not
+    /// been silent for long: it may only be busy.
+    pub fn is_late(&self) -> bool {
+        self.link.is_late()
     }
 
     /// Prolongs the lease. Returns whether it was still the owner's.
@@ -395,9 +407,9 @@ impl RedisStore {
 
 impl Call {
     pub(crate) fn enter(request: &Request, last_denial: u64) -> Self {
-        let (lease, pause) = (millis(LEASE), millis(LONGEST_BACKOFF));
+        let (lease, pause, waiting) = (millis(LEASE), millis(LONGEST_BACKOFF), millis(WAITING));
         let (owner, wish) = (request.owner.as_str(), request.wish.as_str());
-        let fixed = [owner, &lease, wish, &last_denial.to_string(), &pause];
+        let fixed = [owner, &lease, wish, &last_denial.to_string(), &pause, &waiting];
         let mut call = Self::new(Operation::Enter, fixed);
         call.arguments.extend(request.known.iter().map(|value| value.as_str().to_owned()));
         call

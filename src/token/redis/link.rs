@@ -63,6 +63,16 @@ impl Link {
         answer
     }
 
+    /// Requests wait for the next operation: see [`Pause::cut_short`].
+    pub(super) fn cut_pause_short(&self) {
+        self.pause.cut_short();
+    }
+
+    /// Whether the server has not answered in time, and may only be busy.
+    pub(super) fn is_late(&self) -> bool {
+        self.pause.is_late()
+    }
+
     /// A connection of its own that follows `channel`.
     ///
     /// That it could be made ends the pause of [`Link::run`].

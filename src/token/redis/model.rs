@@ -16,6 +16,7 @@ pub(crate) const UNVERIFIED: usize = 5;
 pub(crate) const BACKOFF: usize = 6;
 pub(crate) const DENIED: usize = 7;
 pub(crate) const TRIES: usize = 8;
+pub(crate) const WAITING: usize = 9;
 
 /// What lies under a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +49,6 @@ pub(crate) struct Model {
     cells: BTreeMap<usize, Cell>,
     /// The server's time in milliseconds.
     now: u64,
-    /// Who has subscribed.
-    pub(crate) listeners: usize,
     /// How many notices have gone out, and the last one.
     pub(crate) told: (u64, Option<(&'static str, u64)>),
     /// A fault on purpose: commits are not checked against lease and epoch.
@@ -113,7 +112,8 @@ impl Model {
     }
 
     fn enter(&mut self, arguments: &[&str]) -> RawEntrance {
-        let [owner, lease, wish, known_denials, longest_pause, known @ ..] = arguments else {
+        let [owner, lease, wish, known_denials, longest_pause, waiting, known @ ..] = arguments
+        else {
             panic!()
         };
         let (token, meta) = (self.text(TOKEN).map(<[u8]>::to_vec), self.fitting_meta());
@@ -135,11 +135,17 @@ impl Model {
                 self.expire(LEASE, lease);
                 ("granted", self.last_epoch())
             }
-            Some(_) => ("held", self.left_of_what_lapses(LEASE, lease)),
+            Some(_) => {
+                if *wish != "none" {
+                    self.note_waiting(owner, number(waiting));
+                }
+                ("held", self.left_of_what_lapses(LEASE, lease))
+            }
             None if *wish == "force" || *wish != "none" && !has_news && !held_up => {
                 let epoch = self.last_epoch().max(meta.as_ref().map_or(0, epoch_of)) + 1;
                 self.put(EPOCH, Content::Text(epoch.to_string().into()), None);
                 self.put(LEASE, Content::Text((*owner).into()), Some(lease));
+                self.wait_no_more(owner);
                 ("granted", epoch)
             }
             None => ("free", 0),
@@ -175,6 +181,29 @@ impl Model {
                 self.expire(key, most);
                 most
             }
+        }
+    }
+
+    fn note_waiting(&mut self, owner: &str, life: u64) {
+        let mut waiting = match self.content(WAITING) {
+            None => Vec::new(),
+            Some(Content::Set(members)) => members.clone(),
+            Some(_) => return self.delete([WAITING]),
+        };
+        if !waiting.iter().any(|(_, waits)| waits == owner) {
+            waiting.push((0, owner.to_owned()));
+            waiting.sort();
+        }
+        self.put(WAITING, Content::Set(waiting), Some(life));
+    }
+
+    fn wait_no_more(&mut self, owner: &str) {
+        let Some(Cell { content: Content::Set(waiting), .. }) = self.cells.get_mut(&WAITING) else {
+            return;
+        };
+        waiting.retain(|(_, waits)| waits != owner);
+        if waiting.is_empty() {
+            self.delete([WAITING]);
         }
     }
 
@@ -229,7 +258,7 @@ impl Model {
         self.put(COOKIES, Content::Text((*cookies).into()), Some(life));
         let note = format!(r#"{{"sha1":"{}","epoch":{epoch},{}"#, sha1.as_str(), &note[1..]);
         self.put(META, Content::Text(note.into()), Some(life));
-        self.delete([UNVERIFIED, BACKOFF, TRIES]);
+        self.delete([UNVERIFIED, BACKOFF, TRIES, WAITING]);
         if held {
             self.delete([LEASE]);
         }
@@ -260,7 +289,7 @@ impl Model {
             return "older";
         }
         self.put(UNVERIFIED, Content::Text((*note).into()), Some(number(ttl) * 1000));
-        self.delete([LEASE, BACKOFF, TRIES]);
+        self.delete([LEASE, BACKOFF, TRIES, WAITING]);
         self.tell("committed", epoch);
         "committed"
     }
@@ -273,14 +302,12 @@ impl Model {
         let tries = self.text(TRIES).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
         let tries = tries.unwrap_or(0u64) + 1;
         self.put(TRIES, Content::Text(tries.to_string().into()), Some(number(memory)));
-        if tries >= number(most) {
-            return false;
-        }
-        self.tell("released", number(epoch));
-        if self.listeners < 2 {
+        let waits = matches!(self.content(WAITING), Some(Content::Set(_)));
+        if tries >= number(most) || !waits {
             return false;
         }
         self.delete([LEASE]);
+        self.tell("released", number(epoch));
         true
     }
 
@@ -293,7 +320,7 @@ impl Model {
         };
         if may {
             self.put(BACKOFF, Content::Text((*note).into()), Some(number(pause)));
-            self.delete([LEASE]);
+            self.delete([LEASE, WAITING]);
             self.tell("failed", epoch);
         }
         may

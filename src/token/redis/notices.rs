@@ -6,6 +6,7 @@
 //!   signal: what happened while there was none is seen then.
 //! - A notice says only that there is something to see; what, is read.
 //! - A server that has fallen silent is noticed within [`SILENCE`] and a second.
+//!   Not all sidecars ask for a sign of life at one moment.
 //!   Then a random pause of up to 5 s goes before each try, so that a thousand
 //!   sidecars do not come back at one moment.
 
@@ -21,7 +22,8 @@ use tracing::{debug, warn};
 
 use super::{RedisStore, StoreError, link::STEP_LIMIT, link::explained, pause};
 
-/// How long nothing need be heard before the server is asked for a sign of life.
+/// How long nothing need be heard, at most, before the server is asked for a sign
+/// of life.
 pub(super) const SILENCE: Duration = Duration::from_secs(10);
 
 impl RedisStore {
@@ -54,7 +56,8 @@ impl RedisStore {
         let (mut sink, mut notices) = self.link.follow(self.keys.channel()).await?.split();
         self.signal();
         loop {
-            match timeout(SILENCE, notices.next()).await {
+            let patience = SILENCE.mul_f64(0.75 + 0.25 * fastrand::f64());
+            match timeout(patience, notices.next()).await {
                 Ok(Some(_)) => self.signal(),
                 Ok(None) => return Err(StoreError::RedisConnection { reason: "closed".into() }),
                 Err(_) => ping(&mut sink).await?,

@@ -7,6 +7,7 @@
 //!   not each time.
 //! - The pause is random, so that many sidecars do not come back at one moment,
 //!   and never longer than [`LONGEST`].
+//! - What requests wait for need not wait for it, until the silence is [`OLD`].
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -24,6 +25,10 @@ const FIRST: Duration = Duration::from_millis(500);
 /// No pause is longer.
 pub(super) const LONGEST: Duration = Duration::from_secs(5);
 
+/// A server that has been silent for so long counts as gone. Until then it may
+/// only be busy.
+const OLD: Duration = Duration::from_secs(15);
+
 /// See the module.
 #[derive(Default)]
 pub(super) struct Pause {
@@ -32,6 +37,7 @@ pub(super) struct Pause {
 
 struct Failures {
     count: u32,
+    since: Instant,
     until: Instant,
     last: StoreError,
 }
@@ -43,6 +49,23 @@ impl Pause {
             Some(failures) if Instant::now() < failures.until => Err(failures.last.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// Requests wait for the next operation: it may begin at once, unless the
+    /// silence is old.
+    pub(super) fn cut_short(&self) {
+        if let Some(failures) = &mut *self.failures()
+            && failures.since.elapsed() < OLD
+        {
+            failures.until = Instant::now();
+        }
+    }
+
+    /// Whether the server has not answered in time, and may only be busy.
+    pub(super) fn is_late(&self) -> bool {
+        self.failures().as_ref().is_some_and(|failures| {
+            failures.since.elapsed() < OLD && matches!(failures.last, StoreError::RedisTimeout)
+        })
     }
 
     /// Notes how an operation ended. An error that the server sent is a sign of
@@ -66,9 +89,11 @@ impl Pause {
         if failures.as_ref().is_some_and(|failures| now < failures.until) {
             return;
         }
-        let count = failures.as_ref().map_or(0, |failures| failures.count).saturating_add(1);
-        *failures =
-            Some(Failures { count, until: now + random(longest(count)), last: error.clone() });
+        let (count, since) =
+            failures.as_ref().map_or((0, now), |failures| (failures.count, failures.since));
+        let count = count.saturating_add(1);
+        let until = now + random(longest(count));
+        *failures = Some(Failures { count, since, until, last: error.clone() });
     }
 
     fn failures(&self) -> MutexGuard<'_, Option<Failures>> {
@@ -136,6 +161,36 @@ mod tests {
             pause.note(&silence());
         }
         assert_eq!(pause.failures().as_ref().map(|failures| failures.count), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_requests_wait_for_may_begin_until_the_silence_is_old() {
+        let pause = Pause::default();
+        let began = Instant::now();
+        while began.elapsed() < OLD {
+            pause.note(&silence());
+            pause.cut_short();
+            pause.check().unwrap();
+            assert!(pause.is_late());
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(!pause.is_late());
+        while pause.check().is_ok() {
+            pause.note(&silence());
+        }
+        pause.cut_short();
+        pause.check().unwrap_err();
+    }
+
+    #[test]
+    fn only_a_server_that_does_not_answer_is_late() {
+        let pause = Pause::default();
+        assert!(!pause.is_late());
+        pause.note::<()>(&Err(StoreError::RedisConnection { reason: "refused".into() }));
+        assert!(!pause.is_late());
+        pause.note(&silence());
+        pause.note(&Ok(()));
+        assert!(!pause.is_late());
     }
 
     #[test]

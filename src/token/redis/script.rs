@@ -102,17 +102,18 @@ impl Scripts {
 
 /// The names of all that the scripts touch, in the order of their `KEYS`.
 pub(super) struct Keys {
-    names: [String; 9],
+    names: [String; 10],
     channel: String,
 }
 
 impl Keys {
     pub(super) fn new(key: &str, cookies_key: &str) -> Self {
         let beside = |suffix: &str| format!("{{{key}}}:{suffix}");
-        let own = ["meta", "lease", "epoch", "unverified", "backoff", "denied", "tries"];
-        let [meta, lease, epoch, unverified, backoff, denied, tries] = own.map(beside);
+        let own = ["meta", "lease", "epoch", "unverified", "backoff", "denied", "tries", "waiting"];
+        let [meta, lease, epoch, unverified, backoff, denied, tries, waiting] = own.map(beside);
         let (token, cookies) = (key.to_owned(), cookies_key.to_owned());
-        let names = [token, cookies, meta, lease, epoch, unverified, backoff, denied, tries];
+        let names =
+            [token, cookies, meta, lease, epoch, unverified, backoff, denied, tries, waiting];
         Self { names, channel: beside("events") }
     }
 

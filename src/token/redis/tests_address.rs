@@ -31,6 +31,7 @@ fn the_cookies_have_a_key_of_their_own() {
         ("x", "{x}:backoff"),
         ("x", "{x}:denied"),
         ("x", "{x}:tries"),
+        ("x", "{x}:waiting"),
         ("chitai_gorod_cookies", "chitai_gorod_cookies"),
     ] {
         let mut settings = settings("redis://host");

@@ -134,6 +134,14 @@ async fn a_user_without_the_channel_is_followed_once_it_has_it() {
     let follower = Follower::of(settings(&format!("redis://u:p@127.0.0.1:{}", server.port)));
     let refused = follower.store.link.follow(CHANNEL).await.err();
     assert!(matches!(&refused, Some(StoreError::RedisRefused { code }) if code == "NOPERM"));
+    // Nor may it tell anybody: what it does counts all the same.
+    let request = Request { owner: Owner::random(), wish: Wish::Needed, known: Vec::new() };
+    let entrance = follower.store.enter(&request, 0).await.unwrap();
+    assert_eq!(entrance.turn, Standing::Granted { epoch: 1 });
+    let (published, now) = (super::tests::published(true), Timestamp(1_000_000));
+    let lease = Lease { owner: request.owner, epoch: 1 };
+    let committed = follower.store.commit(&published, Some(&lease), None, now).await.unwrap();
+    assert_eq!(committed, Commit::Committed);
     let mut follower = follower;
     let _: () = server.command(&["ACL", "SETUSER", "u", &format!("&{CHANNEL}")]).await;
     follower.signal_within(pause::LONGEST + BOUND).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{Fleet, PATH, SPREAD, TOKEN_KEY, all_well};
+use super::{Fleet, Member, PATH, SPREAD, TOKEN_KEY, all_well};
 use crate::support::redis::Redis;
 use crate::support::token::fingerprint;
 use crate::support::until_within;
@@ -60,6 +60,50 @@ async fn redis_killed_and_back_empty() {
 #[tokio::test]
 async fn redis_frozen_and_thawed() {
     outlast(|redis| redis.freeze(), async |redis| redis.thaw()).await;
+}
+
+/// It was asked for and gave no answer; now it does what it was asked for.
+#[tokio::test]
+async fn lease_that_a_thawed_redis_grants_to_nobody_is_given_back() {
+    let fleet = Fleet::start(1).await;
+    let redis = fleet.stage.redis();
+    redis.freeze();
+    renew(&fleet).await;
+    redis.thaw();
+    let lease = "{chitai_gorod_token}:lease";
+    until_within(Duration::from_secs(2), "the lease", async || redis.get(lease).await.is_some())
+        .await;
+    until_within(Duration::from_secs(8), "its return", async || redis.get(lease).await.is_none())
+        .await;
+}
+
+/// A look of no consequence was in vain, and so is the first one of the run.
+#[tokio::test]
+async fn redis_that_is_slow_for_all_sends_nobody_to_a_solver_alone() {
+    let fleet = Fleet::start(1).await;
+    let (redis, member) = (fleet.stage.redis(), &fleet.members[0]);
+    let looked_in_vain = async |before: f64| {
+        until_within(SPREAD, "a look in vain", async || errors(member).await > before).await;
+    };
+    redis.freeze();
+    looked_in_vain(0.0).await;
+    let before = errors(member).await;
+    fleet.kill_token();
+    let thaw = async {
+        looked_in_vain(before).await;
+        redis.thaw();
+    };
+    let (answer, ()) = tokio::join!(member.get(PATH), thaw);
+    all_well([&answer]);
+    agreed(&fleet).await;
+    let meta = redis.get("{chitai_gorod_token}:meta").await.unwrap();
+    let meta: serde_json::Value = serde_json::from_str(&meta).unwrap();
+    assert_ne!(meta["epoch"], 0, "it was committed with a lease: {meta}");
+}
+
+/// How often Redis has failed the sidecar.
+async fn errors(member: &Member) -> f64 {
+    member.sidecar.metric("sidecar_store_errors_total", &["store=\"redis\""]).await
 }
 
 #[tokio::test]

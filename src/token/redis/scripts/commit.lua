@@ -28,7 +28,7 @@ redis.call('SET', TOKEN, token, 'EX', ttl)
 redis.call('SET', COOKIES, cookies, 'EX', ttl)
 local heading = '{"sha1":"' .. redis.sha1hex(token) .. '","epoch":' .. whole(epoch) .. ','
 redis.call('SET', META, heading .. string.sub(note, 2), 'EX', ttl)
-redis.call('DEL', UNVERIFIED, BACKOFF, TRIES)
+redis.call('DEL', UNVERIFIED, BACKOFF, TRIES, WAITING)
 if held then redis.call('DEL', LEASE) end
 -- Of what was there already nobody needs to hear.
 if held or not whole_already then tell('committed', epoch) end

@@ -1,7 +1,7 @@
 -- What every script begins with. Time comes from PX and PTTL alone, and a value that others may have put under a key of
 -- ours fails nothing.
 local TOKEN, COOKIES, META, LEASE, EPOCH = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local UNVERIFIED, BACKOFF, DENIED, TRIES = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local UNVERIFIED, BACKOFF, DENIED, TRIES, WAITING = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local CHANNEL, OWNER = ARGV[1], ARGV[2]
 
 -- MGET, since a key of another type then counts as absent.
@@ -59,8 +59,8 @@ local function left(key, most)
   return most
 end
 
--- How many heard it.
+-- Whoever may not use the channel looks now and then, and so do the others.
 local function tell(event, epoch)
-  return redis.call('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
+  redis.pcall('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
 end
 

@@ -12,7 +12,8 @@ if type(tries) ~= 'number' then
   tries = 1
 end
 redis.call('PEXPIRE', TRIES, memory_ms)
--- The owner's own subscription hears it too.
-if tries >= most or tell('released', epoch) < 2 then return 0 end
+local waiting = redis.pcall('ZCARD', WAITING)
+if tries >= most or type(waiting) ~= 'number' or waiting == 0 then return 0 end
 redis.call('DEL', LEASE)
+tell('released', epoch)
 return 1

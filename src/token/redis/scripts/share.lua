@@ -16,6 +16,6 @@ if meta and (number(meta.epoch) or 0) > epoch then return 'fenced' end
 if is_better(meta) or is_better(shared) then return 'older' end
 
 redis.call('SET', UNVERIFIED, note, 'EX', ttl)
-redis.call('DEL', LEASE, BACKOFF, TRIES)
+redis.call('DEL', LEASE, BACKOFF, TRIES, WAITING)
 tell('committed', epoch)
 return 'committed'
