@@ -72,6 +72,15 @@ impl RefreshError {
         failures.iter().any(|failure| matches!(failure.error, SourceError::Walled))
     }
 
+    /// Whether a source refuses connections, or breaks them. One that hangs does
+    /// not: to find that out takes long, for whoever tries next as well.
+    pub(super) fn is_down(&self, source: SourceKind) -> bool {
+        let Self::Sources(failures) = self else {
+            return false;
+        };
+        failures.iter().any(|failure| failure.kind == source && failure.error.is_down())
+    }
+
     /// Whether a source could not even be reached, so that its coming back
     /// changes matters.
     pub(super) fn is_unreachable(&self, source: SourceKind) -> bool {
@@ -175,10 +184,17 @@ impl SourceError {
         matches!(self, Self::KnownRefused | Self::Rejected)
     }
 
+    fn is_down(&self) -> bool {
+        match self {
+            Self::NoCookieEither(error) => error.is_down(),
+            other => matches!(other, Self::Unreachable(_)),
+        }
+    }
+
     fn is_unreachable(&self) -> bool {
         match self {
             Self::NoCookieEither(error) => error.is_unreachable(),
-            other => matches!(other, Self::Unreachable(_) | Self::TimedOut(_)),
+            other => matches!(other, Self::TimedOut(_)) || other.is_down(),
         }
     }
 
@@ -256,6 +272,7 @@ mod tests {
         assert_eq!(error.to_string(), expected);
         assert!(error.is_unreachable(SourceKind::FlareSolverr));
         assert!(!error.is_unreachable(SourceKind::Direct));
+        assert!(!error.is_down(SourceKind::FlareSolverr));
     }
 
     #[test]

@@ -21,7 +21,9 @@ use super::lock;
 use super::refresher::Refresher;
 use super::stores::NoAnswer;
 use super::verifier::{Opinion, Passage};
-use crate::token::{Candidate, Commit, Entrance, Generation, Published, Source, Stored, Token};
+use crate::token::{
+    Candidate, Commit, Entrance, Generation, Lease, Published, Source, Stored, Token,
+};
 
 /// From one look into Redis to the next: a value set by hand counts within 30 s.
 const POLL: Duration = Duration::from_secs(10);
@@ -298,11 +300,15 @@ impl Refresher {
 
     pub(super) async fn save_to_redis(&self) -> Saving {
         let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
-            self.give_back().await;
+            self.give_back(self.fleet.settle()).await;
             self.stores.note_redis_idle();
             return Saving::Done;
         };
         let lease = self.fleet.owed_with(&published.token);
+        if lease.is_none() {
+            // What was owed has been overtaken.
+            self.give_back(self.fleet.settle()).await;
+        }
         if !published.is_verified() {
             let Some(lease) = lease else {
                 self.stores.note_redis_idle();
@@ -311,7 +317,7 @@ impl Refresher {
             if self.stores.share(&published, &lease, self.clock.now()).await.is_err() {
                 return Saving::Failed;
             }
-            self.give_back().await;
+            self.give_back(Some(lease.clone())).await;
             self.fleet.note_shown(&published.token, lease);
             return Saving::Done;
         }
@@ -327,39 +333,45 @@ impl Refresher {
         }
         match outcome {
             Ok(Commit::Committed) => {
-                self.fleet.settle();
+                lease.inspect(|lease| self.fleet.settled(lease));
                 Saving::Done
             }
-            Ok(refusal) => self.after_refusal(&published, refusal, lease.is_some()).await,
+            Ok(refusal) => self.after_refusal(&published, refusal, lease).await,
             Err(NoAnswer) => Saving::Failed,
         }
     }
 
     /// Nothing is to be committed with the lease any more, if there is one.
-    async fn give_back(&self) {
-        if let Some(lease) = self.fleet.settle() {
+    async fn give_back(&self, lease: Option<Lease>) {
+        if let Some(lease) = lease {
+            self.fleet.settled(&lease);
             // Where it was given back already, or Redis is out, it needs no more.
             let _ = self.stores.release(&lease.owner).await;
         }
     }
 
     /// Something is stored that Redis would not replace: considers that.
-    async fn after_refusal(&self, ours: &Published, refusal: Commit, with_lease: bool) -> Saving {
+    async fn after_refusal(
+        &self,
+        ours: &Published,
+        refusal: Commit,
+        lease: Option<Lease>,
+    ) -> Saving {
         debug!(generation = ours.generation.0, ?refusal, "token not saved to redis");
         let Ok(entrance) = self.look_into_redis().await else {
             return Saving::Failed;
         };
         let (considered, _) = self.consider(&entrance, false).await;
-        match after_refusal(refusal, considered, with_lease) {
+        match after_refusal(refusal, considered, lease.is_some()) {
             Next::Leave => {
-                self.give_back().await;
+                self.give_back(lease).await;
                 self.stores.mark_in_redis(ours.generation);
                 Saving::Done
             }
             Next::Replace { with_lease } => {
                 *lock(&self.stores.seen) = entrance.value;
                 if !with_lease {
-                    self.give_back().await;
+                    self.give_back(lease).await;
                 }
                 Saving::Refused
             }

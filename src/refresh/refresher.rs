@@ -72,6 +72,8 @@ pub struct Refresher {
     pub(super) last_run: Mutex<Option<LastRun>>,
     /// Somebody needs the run in flight: its failure starts the back-off.
     pub(super) needed: AtomicBool,
+    /// Somebody wants the run in flight, or the next, by hand.
+    pub(super) forced: AtomicBool,
     /// The run in flight is to get past the wall, for somebody's sake.
     pub(super) walled: AtomicBool,
     /// Something has changed that the schedule depends on.
@@ -118,6 +120,7 @@ impl Refresher {
             runs: Coalesce::new(handle.clone()),
             last_run: Mutex::default(),
             needed: AtomicBool::new(false),
+            forced: AtomicBool::new(false),
             walled: AtomicBool::new(false),
             woken: Notify::new(),
             late: Mutex::new(Some(late)),
@@ -355,6 +358,7 @@ impl Refresher {
             return Some(Ok(newer));
         }
         self.needed.fetch_or(cause.is_need(), Ordering::Relaxed);
+        self.forced.fetch_or(cause == Cause::ByHand, Ordering::Relaxed);
         self.walled.fetch_or(cause == Cause::Walled, Ordering::Relaxed);
         if running {
             return None;

@@ -79,6 +79,7 @@ impl Refresher {
         cause: Cause,
     ) -> impl Future<Output = Outcome> + Send + 'static {
         self.needed.store(cause.is_need(), Ordering::Relaxed);
+        self.forced.store(cause == Cause::ByHand, Ordering::Relaxed);
         self.walled.store(cause == Cause::Walled, Ordering::Relaxed);
         async move {
             let started = Instant::now();
@@ -251,6 +252,7 @@ impl Refresher {
         match error {
             RefreshError::Elsewhere(backoff) | RefreshError::Still(_, backoff) => {
                 let until = now + backoff.left + backoff.left.mul_f64(fastrand::f64() * 0.1);
+                let needed = needed && !backoff.routine;
                 self.schedule().failed_elsewhere(until, needed, backoff.failures);
             }
             RefreshError::Alone(left) => {

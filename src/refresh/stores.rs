@@ -17,7 +17,7 @@ use super::lock;
 use super::schedule::WALL_PAUSE;
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, Commit, Entrance, EnvFile, Generation, Lease, Owner, Published, RedisStore,
+    Candidate, Commit, Entrance, EnvFile, Generation, Lack, Lease, Owner, Published, RedisStore,
     RedisTrouble, Request, SharedBackoff, StoreError, Timestamp, Token, ValueId, Wish,
 };
 
@@ -98,13 +98,15 @@ impl Stores {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
         let last_denial = self.last_denial.load(Ordering::Relaxed);
         let entrance = match redis.enter(request, last_denial).await {
-            // It can be read, but gives no lease: the commit that follows tells why.
-            Err(StoreError::RedisRefused { code }) if request.wish != Wish::None => {
-                debug!(code, "redis gives no lease");
-                None
+            // It can be read, but gives no lease.
+            Err(error @ StoreError::RedisRefused { .. }) if request.wish != Wish::None => {
+                self.note_redis(Access::Writing, Err(error))
             }
             entered => self.note_redis(Access::Reading, entered),
         };
+        if entrance.as_ref().is_some_and(Entrance::is_granted) {
+            lock(&self.redis_health).note(Access::Writing, None);
+        }
         // What comes back after a failure may be another server.
         let last_denial = entrance.as_ref().map_or(0, |entrance| entrance.denials.last);
         self.last_denial.store(last_denial, Ordering::Relaxed);
@@ -118,9 +120,9 @@ impl Stores {
     }
 
     /// Gives a lease to whoever waits for it.
-    pub(super) async fn hand_on(&self, lease: &Lease) -> Result<bool, NoAnswer> {
+    pub(super) async fn hand_on(&self, lease: &Lease, lack: Lack) -> Result<bool, NoAnswer> {
         let redis = self.redis.as_ref().ok_or(NoAnswer)?;
-        self.written(redis.hand_on(lease).await, |done| *done)
+        self.written(redis.hand_on(lease, lack).await, |_| false)
     }
 
     /// Gives a lease back.

@@ -18,7 +18,8 @@ use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
 use crate::metrics::Metrics;
 use crate::token::{
-    Candidate, Clock, Entrance, Owner, RedisTrouble, Request, Stored, TokenCache, Wish,
+    Candidate, Clock, Entrance, Lack, Lease, Owner, RedisTrouble, Request, SharedBackoff, Standing,
+    Stored, TokenCache, ValueId, Wish,
 };
 
 const ANONYMOUS: &str = "POST /api/v1/auth/anonymous";
@@ -802,4 +803,82 @@ async fn a_redis_that_is_down_delays_nothing() {
     let acquired = timeout(Duration::from_secs(2), world.refresher.acquire());
     assert_eq!(acquired.await.unwrap().unwrap().source, Source::Direct);
     eventually(|| world.refresher.status().redis.is_some_and(|redis| !redis.ok)).await;
+}
+
+#[tokio::test]
+async fn a_refusal_that_joins_a_routine_run_is_not_held_up_by_its_failure_elsewhere() {
+    let redis = Redis::start().await;
+    let world = world_with(&redis).await;
+    let ours = world.publish(true);
+    eventually_in(&redis, &ours.token).await;
+    let (other, owner) = (redis.store(), Owner::random());
+    let known = vec![ValueId::of_token(&ours.token)];
+    let request = Request { owner: owner.clone(), wish: Wish::Routine, known };
+    let Standing::Granted { epoch } = other.enter(&request, 0).await.unwrap().turn else {
+        panic!()
+    };
+    let refresher = Arc::clone(&world.refresher);
+    let due =
+        tokio::spawn(async move { refresher.renew(refresher.generation(), Cause::Due).await });
+    eventually(|| world.refresher.fleet.waits()).await;
+    world.rules.forget();
+    let fails = async {
+        eventually(|| world.refresher.needed.load(Ordering::Relaxed)).await;
+        let left = Duration::from_secs(600);
+        let backoff = SharedBackoff { error: "x".into(), failures: 8, routine: true, epoch, left };
+        assert!(other.fail(&Lease { owner, epoch }, &backoff).await.unwrap());
+    };
+    let (verdict, ()) = tokio::join!(world.refuse(ours.generation, "/"), fails);
+    replayed(verdict);
+    due.await.unwrap().unwrap();
+    assert_eq!(world.api.count(ANONYMOUS), 1);
+}
+
+#[tokio::test]
+async fn a_full_redis_counts_as_out_of_order_though_nothing_is_to_be_written() {
+    let redis = Redis::start().await;
+    let world = world_with(&redis).await;
+    let ours = world.publish(true);
+    eventually_in(&redis, &ours.token).await;
+    redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    world.rules.forget();
+    world.close_door();
+    failed(world.refuse(ours.generation, "/").await);
+    world.refresher.reload_stores().await;
+    let last_error = world.refresher.status().redis.unwrap().last_error.unwrap();
+    assert!(last_error.contains("OOM"), "{last_error}");
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    world.refresher.schedule().lift();
+    failed(world.refuse(ours.generation, "/").await);
+    assert!(world.refresher.status().redis.unwrap().ok);
+}
+
+#[tokio::test]
+async fn a_fleet_without_any_solver_tries_a_few_times_for_one_death() {
+    let redis = Redis::start().await;
+    let worlds = join_all((0..12).map(|_| world_with(&redis))).await;
+    for world in &worlds {
+        world.close_door();
+        world.publish(false);
+    }
+    let verdicts = join_all(worlds.iter().map(|world| world.refuse(Generation(1), "/"))).await;
+    for verdict in verdicts {
+        failed(verdict);
+    }
+    let tries: usize = worlds.iter().map(|world| world.api.count(ANONYMOUS)).sum();
+    assert!(tries <= 5, "{tries}");
+}
+
+#[tokio::test]
+async fn a_solver_that_hangs_is_a_failure_for_all_and_not_handed_on() {
+    let error = |error| {
+        RefreshError::Sources(vec![SourceFailure { kind: SourceKind::FlareSolverr, error }])
+    };
+    let world = World::with(&[SourceKind::FlareSolverr], |_| {}).await;
+    let hangs = error(SourceError::TimedOut(Duration::from_secs(105)));
+    assert_eq!(world.refresher.lack(&hangs), None);
+    let refuses = error(SourceError::Unreachable("refused".to_owned()));
+    assert_eq!(world.refresher.lack(&refuses), Some(Lack::Away));
+    let without = World::with(&[Direct], |_| {}).await;
+    assert_eq!(without.refresher.lack(&hangs), Some(Lack::None));
 }

@@ -26,8 +26,8 @@ pub use env_file::EnvFile;
 pub use error::{RedisTrouble, StoreError};
 pub use jwt::TokenError;
 pub use redis::{
-    Commit, Denials, Entrance, LEASE, Lease, Owner, RedisFacts, RedisStore, Request, SharedBackoff,
-    Standing, Stored, ValueId, Wish,
+    Commit, Denials, Entrance, LEASE, Lack, Lease, Owner, RedisFacts, RedisStore, Request,
+    SharedBackoff, Standing, Stored, ValueId, Wish,
 };
 
 use jwt::Claims;

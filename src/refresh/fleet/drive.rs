@@ -14,15 +14,15 @@ use super::super::lock;
 use super::super::refresher::Refresher;
 use super::super::run::{Cause, LastRun, Outcome, Solution};
 use super::super::{SourceKind, stores::NoAnswer};
-use super::Part;
 use super::turn::{Action, End, Event, Past, Situation, Turn};
+use super::{Fleet, Part};
 use crate::token::{
-    Entrance, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token, ValueId,
-    Wish,
+    Entrance, Lack, Lease, Owner, Published, Request, SharedBackoff, Source, Standing, Token,
+    ValueId, Wish,
 };
 
-/// What a lease that is not needed any more may cost at the end of the process.
-const RELEASE: Duration = Duration::from_secs(1);
+/// What Redis may cost at the end of the process.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// A wait for another sidecar that is worth a word.
 const LONG_WAIT: Duration = Duration::from_secs(5);
@@ -32,7 +32,8 @@ const LONG_WAIT: Duration = Duration::from_secs(5);
 const SHARED_PART: f64 = 0.95;
 
 /// What a turn has brought so far.
-struct Gains {
+struct Gains<'a> {
+    asked: Asked<'a>,
     /// Kept from one look to the next, so that no notice in between is lost.
     notices: Option<watch::Receiver<u64>>,
     entrance: Option<Entrance>,
@@ -42,6 +43,29 @@ struct Gains {
     /// Since when it waits for another sidecar.
     waits_since: Option<Instant>,
     wait_is_told: bool,
+}
+
+/// The lease was asked for. Where the answer is lost, with the turn or without,
+/// the fleet remembers by whom.
+struct Asked<'a> {
+    fleet: &'a Fleet,
+    owner: Owner,
+    unanswered: bool,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
+impl Asked<'_> {
+    /// Nothing more is asked for.
+    fn tell(&mut self) {
+        if std::mem::take(&mut self.unanswered) {
+            self.fleet.doubt(self.owner.clone());
+        }
+    }
 }
 
 impl Cause {
@@ -64,8 +88,10 @@ impl Refresher {
         cause: Cause,
     ) -> Result<Arc<Published>, RefreshError> {
         let before = *lock(&self.fleet.past);
-        let mut turn = self.new_turn(cause, before);
+        let owner = self.fleet.take_doubtful().unwrap_or_else(Owner::random);
+        let mut turn = self.new_turn(cause, owner.clone(), before);
         let mut gains = Gains {
+            asked: Asked { fleet: &self.fleet, owner, unanswered: false },
             notices: self.stores.notices(),
             entrance: None,
             adopted: None,
@@ -80,33 +106,43 @@ impl Refresher {
                 Action::Enter(request) => self.ask_in(&request, &mut gains).await,
                 Action::Consider => self.consider_found(cause, &mut gains).await,
                 Action::Solve => self.solve_in_turn(cause, &mut turn, &mut gains).await,
-                Action::HandOn(lease) => self.hand_on(&lease).await,
+                Action::HandOn(lease, lack) => self.hand_on(&lease, lack).await,
                 Action::Wait(until) => self.wait_in_turn(until, &mut gains).await,
                 Action::End(end) => {
                     lock(&self.fleet.past).take_over(before, turn.past());
-                    if gains.entrance.is_none() {
-                        self.fleet.doubt(turn.into_owner());
-                    }
                     return self.end_turn(end, gains);
                 }
             };
+            turn.raise(self.wish(cause));
             action = turn.step(Instant::now(), event);
             *lock(&self.fleet.lease) = turn.lease().cloned();
         }
     }
 
-    fn new_turn(&self, cause: Cause, past: Past) -> Turn {
-        let wish = cause.wish(self.usable().is_some());
+    /// How much the token is wanted by now: whoever joins a run may want it more.
+    fn wish(&self, cause: Cause) -> Wish {
+        if self.forced.load(Ordering::Relaxed) {
+            Wish::Force
+        } else if self.needed.load(Ordering::Relaxed) {
+            Wish::Needed
+        } else {
+            cause.wish(self.usable().is_some())
+        }
+    }
+
+    fn new_turn(&self, cause: Cause, owner: Owner, past: Past) -> Turn {
+        let wish = self.wish(cause);
         let known = self.cache.current().map(|current| ValueId::of_token(&current.token));
-        let owner = self.fleet.take_doubtful().unwrap_or_else(Owner::random);
         Turn::new(wish, owner, known, past, Rng::new(), Instant::now())
     }
 
-    async fn ask_in(&self, request: &Request, gains: &mut Gains) -> Event {
+    async fn ask_in(&self, request: &Request, gains: &mut Gains<'_>) -> Event {
         if let Some(notices) = &mut gains.notices {
             notices.mark_unchanged();
         }
+        gains.asked.unanswered |= request.wish != Wish::None;
         let entrance = self.enter(request).await.ok();
+        gains.asked.unanswered &= entrance.is_none();
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
         }
@@ -118,7 +154,7 @@ impl Refresher {
         }
     }
 
-    async fn consider_found(&self, cause: Cause, gains: &mut Gains) -> Event {
+    async fn consider_found(&self, cause: Cause, gains: &mut Gains<'_>) -> Event {
         let started = Instant::now();
         if let Some(entrance) = &gains.entrance {
             gains.adopted = self.consider_all(entrance, cause.is_doubt()).await;
@@ -129,8 +165,9 @@ impl Refresher {
         Event::Considered { adopted: gains.adopted.is_some() }
     }
 
-    async fn solve_in_turn(&self, cause: Cause, turn: &mut Turn, gains: &mut Gains) -> Event {
+    async fn solve_in_turn(&self, cause: Cause, turn: &mut Turn, gains: &mut Gains<'_>) -> Event {
         self.fleet.set_part(Some(Part::Solving));
+        gains.asked.tell(); // Without an answer it goes alone.
         let solve = self.solve(cause);
         tokio::pin!(solve);
         let solved = loop {
@@ -150,13 +187,19 @@ impl Refresher {
                 Event::Solved
             }
             Err(error) => {
-                // A sidecar may have no solver at all.
-                let away = error.is_unreachable(SourceKind::FlareSolverr)
-                    || !self.sources.order().contains(&SourceKind::FlareSolverr);
+                let lack = self.lack(&error);
                 gains.error = Some(error);
-                Event::SolveFailed { away }
+                Event::SolveFailed { lack }
             }
         }
+    }
+
+    /// What another sidecar may have that this one lacks.
+    pub(in crate::refresh) fn lack(&self, error: &RefreshError) -> Option<Lack> {
+        if !self.sources.order().contains(&SourceKind::FlareSolverr) {
+            return Some(Lack::None);
+        }
+        error.is_down(SourceKind::FlareSolverr).then_some(Lack::Away)
     }
 
     /// Renews the lease at its time; never ready without one.
@@ -169,13 +212,13 @@ impl Refresher {
         (sent_at, self.stores.renew(&lease.owner).await.ok())
     }
 
-    async fn hand_on(&self, lease: &Lease) -> Event {
-        let handed = self.stores.hand_on(lease).await.ok();
+    async fn hand_on(&self, lease: &Lease, lack: Lack) -> Event {
+        let handed = self.stores.hand_on(lease, lack).await.ok();
         debug!(epoch = lease.epoch, handed = handed == Some(true), "lease handed on");
         Event::HandedOn(handed)
     }
 
-    async fn wait_in_turn(&self, until: Instant, gains: &mut Gains) -> Event {
+    async fn wait_in_turn(&self, until: Instant, gains: &mut Gains<'_>) -> Event {
         self.fleet.set_part(Some(Part::Waiting));
         self.fleet.waits.store(true, Ordering::Relaxed);
         let noticed = async {
@@ -193,7 +236,7 @@ impl Refresher {
         event
     }
 
-    fn end_turn(&self, end: End, gains: Gains) -> Result<Arc<Published>, RefreshError> {
+    fn end_turn(&self, end: End, gains: Gains<'_>) -> Result<Arc<Published>, RefreshError> {
         match (end, gains) {
             (End::Adopted, Gains { adopted: Some(adopted), .. }) => Ok(adopted),
             (End::Publish(lease), Gains { solution: Some(solution), .. }) => {
@@ -229,7 +272,7 @@ impl Refresher {
         for stored in denied.chain(unverified) {
             self.denied.hear(&[*stored.token.digest()]);
         }
-        if matches!(entrance.turn, Standing::Granted { .. }) {
+        if entrance.is_granted() {
             self.redis_is_back();
         }
         Ok(entrance)
@@ -289,7 +332,11 @@ impl Refresher {
         let backoff = SharedBackoff { epoch: lease.epoch, ..backoff };
         self.fleet.tell(&backoff);
         let this = Arc::clone(self);
-        self.handle.spawn(async move { this.stores.fail(&lease, &backoff).await.ok() });
+        self.handle.spawn(async move {
+            if this.stores.fail(&lease, &backoff).await.is_err() {
+                this.stores.release(&lease.owner).await.ok();
+            }
+        });
     }
 
     /// The API refuses `token`, which nobody could verify, and a back-off has
@@ -319,16 +366,22 @@ impl Refresher {
         })
     }
 
-    /// The process ends: whoever waits for this run is to go on at once.
+    /// The process ends: tells Redis what it does not know yet, and whoever waits
+    /// for this run is to go on at once.
     pub(in crate::refresh) async fn leave_fleet(&self) {
-        if let Some(lease) = self.fleet.take_lease() {
-            let _ = timeout(RELEASE, self.stores.release(&lease.owner)).await;
-        }
+        let leave = async {
+            self.save_to_redis().await;
+            self.give_back_doubtful().await;
+            if let Some(lease) = self.fleet.take_lease().or_else(|| self.fleet.settle()) {
+                self.stores.release(&lease.owner).await.ok();
+            }
+        };
+        let _ = timeout(LEAVE, leave).await;
     }
 }
 
 /// Says once in a run that another sidecar takes long.
-fn tell_long_wait(gains: &mut Gains) {
+fn tell_long_wait(gains: &mut Gains<'_>) {
     if !matches!(gains.entrance, Some(Entrance { turn: Standing::Held(_), .. })) {
         gains.waits_since = None;
         return;

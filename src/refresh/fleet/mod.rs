@@ -165,4 +165,9 @@ impl Fleet {
     pub(super) fn settle(&self) -> Option<Lease> {
         lock(&self.owed).take().map(|(_, lease)| lease)
     }
+
+    /// This lease is not owed any more; one of a later run may be.
+    pub(super) fn settled(&self, lease: &Lease) {
+        lock(&self.owed).take_if(|(_, owed)| owed == lease);
+    }
 }

@@ -26,7 +26,7 @@ use super::turn::{ALONE_PAUSE, Action, End, Event, Past, Situation, Turn, WAIT_L
 use crate::token::redis::model::{Answer, Model, TOKEN};
 use crate::token::redis::{Call, Operation, RawEntrance};
 use crate::token::{
-    Candidate, Commit, Entrance, Generation, Lease, Owner, Published, RedisStore, Request,
+    Candidate, Commit, Entrance, Generation, Lack, Lease, Owner, Published, RedisStore, Request,
     SharedBackoff, Source, Timestamp, Token, TokenCache, ValueId, Wish,
 };
 
@@ -259,6 +259,7 @@ impl World {
             ended_turns: 0,
             rng,
         };
+        world.server.listeners = count;
         for member in 0..count {
             world.start(member);
         }
@@ -417,9 +418,9 @@ impl World {
     }
 
     fn begin_timeline(&mut self, successor: Model) {
-        let told = self.server.told;
+        let (listeners, told) = (self.members.len(), self.server.told);
         self.server = successor;
-        self.server.told = told;
+        (self.server.listeners, self.server.told) = (listeners, told);
         self.server.advance(self.now);
         self.replica = self.server.clone();
         self.holders.clear();
@@ -624,8 +625,8 @@ impl World {
             }
             Action::Consider => self.consider_in_turn(member),
             Action::Solve => self.solve(member),
-            Action::HandOn(lease) => {
-                self.send(member, &Call::hand_on(&lease), Purpose::Turn { run });
+            Action::HandOn(lease, lack) => {
+                self.send(member, &Call::hand_on(&lease, lack), Purpose::Turn { run });
             }
             Action::Wait(until) => self.wait(member, until),
             Action::End(end) => self.end(member, end),
@@ -854,12 +855,13 @@ impl World {
         let Some(run) = self.run_of(member, number) else { return };
         run.solving = false;
         if !solver_up || luck == 0 {
-            return self.step(member, Event::SolveFailed { away: !solver_up });
+            return self
+                .step(member, Event::SolveFailed { lack: (!solver_up).then_some(Lack::Away) });
         }
         let token = issued(&format!("{number}"), NOW.0 + alive_since);
         let verdict = self.verdict(&token);
         if verdict == Some(false) {
-            return self.step(member, Event::SolveFailed { away: false });
+            return self.step(member, Event::SolveFailed { lack: None });
         }
         let candidate = Candidate::new(token, Source::Direct).verified(verdict.is_some());
         self.members[member].run.as_mut().unwrap().solution = Some(candidate);

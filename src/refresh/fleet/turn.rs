@@ -19,7 +19,7 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use crate::token::{
-    Entrance, LEASE, Lease, Owner, Request, SharedBackoff, Standing, ValueId, Wish,
+    Entrance, LEASE, Lack, Lease, Owner, Request, SharedBackoff, Standing, ValueId, Wish,
 };
 
 /// From one renewal of the lease to the next.
@@ -49,7 +49,7 @@ pub(in crate::refresh) struct Past {
     /// When the last token was got without Redis, since Redis has gone. To be
     /// read is not enough for it to be back: it has to take writes.
     alone_at: Option<Instant>,
-    /// Until when the lease is left to others, since the solver is away.
+    /// Until when the lease is left to others, for want of a solver.
     away_until: Option<Instant>,
 }
 
@@ -119,8 +119,8 @@ pub(in crate::refresh) enum Event {
     Solved,
     /// It has brought none.
     SolveFailed {
-        /// The solver is away, which another sidecar's need not be.
-        away: bool,
+        /// What another sidecar may have that this one lacks.
+        lack: Option<Lack>,
     },
     /// Whether another sidecar may take the lease; none: no answer.
     HandedOn(Option<bool>),
@@ -140,7 +140,7 @@ pub(in crate::refresh) enum Action {
     /// Ask the sources, renewing the lease meanwhile if there is one.
     Solve,
     /// Give the lease to whoever waits for it; answer with [`Event::HandedOn`].
-    HandOn(Lease),
+    HandOn(Lease, Lack),
     /// Wait for a notice, until then at most.
     Wait(Instant),
     /// The turn is over.
@@ -240,6 +240,11 @@ impl Turn {
         self.enter(now)
     }
 
+    /// Somebody wants the token more than whoever began the run.
+    pub(in crate::refresh) fn raise(&mut self, wish: Wish) {
+        self.wish = self.wish.max(wish);
+    }
+
     /// What to do after `event`.
     pub(in crate::refresh) fn step(&mut self, now: Instant, event: Event) -> Action {
         match event {
@@ -255,7 +260,7 @@ impl Turn {
                 None => self.enter(now),
             },
             Event::Solved => self.solved(now),
-            Event::SolveFailed { away } => self.solve_failed(away, now),
+            Event::SolveFailed { lack } => self.solve_failed(lack, now),
             Event::HandedOn(Some(true)) => self.handed_on(now),
             Event::HandedOn(_) => Action::End(End::Failed),
             Event::Notice => {
@@ -274,11 +279,6 @@ impl Turn {
     /// What the next turn has to know.
     pub(in crate::refresh) fn past(&self) -> Past {
         self.past
-    }
-
-    /// Who has asked for the lease.
-    pub(in crate::refresh) fn into_owner(self) -> Owner {
-        self.owner
     }
 
     /// When the lease is to be renewed next, if there is one.
@@ -435,10 +435,10 @@ impl Turn {
         }
     }
 
-    fn solve_failed(&mut self, away: bool, now: Instant) -> Action {
-        match &self.held {
-            Some(held) if away && !self.alone && now < held.sent_at + LEASE => {
-                Action::HandOn(held.lease.clone())
+    fn solve_failed(&mut self, lack: Option<Lack>, now: Instant) -> Action {
+        match (lack, &self.held) {
+            (Some(lack), Some(held)) if !self.alone && now < held.sent_at + LEASE => {
+                Action::HandOn(held.lease.clone(), lack)
             }
             _ => Action::End(End::Failed),
         }

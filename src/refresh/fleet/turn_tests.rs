@@ -6,7 +6,9 @@ use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::turn::*;
-use crate::token::{LEASE, Lease, Owner, SharedBackoff, Standing, ValueId, Wish};
+use crate::token::{LEASE, Lack, Lease, Owner, SharedBackoff, Standing, ValueId, Wish};
+
+const AWAY: Option<Lack> = Some(Lack::Away);
 
 struct Script {
     turn: Turn,
@@ -184,7 +186,10 @@ fn a_shared_back_off_ends_a_turn_unless_it_is_by_hand_or_the_failure_was_routine
 fn a_holder_whose_solver_is_away_hands_on_and_waits_for_the_others() {
     let mut script = Script::new(Wish::Needed);
     script.find(GRANTED);
-    assert_eq!(script.step(Event::SolveFailed { away: true }), Action::HandOn(lease(7)));
+    assert_eq!(
+        script.step(Event::SolveFailed { lack: AWAY }),
+        Action::HandOn(lease(7), Lack::Away)
+    );
     let waiting = script.step(Event::HandedOn(Some(true)));
     let Action::Wait(until) = waiting else { panic!("{waiting:?}") };
     script.now = until;
@@ -202,12 +207,12 @@ fn where_nobody_takes_it_the_failure_stands() {
     for handed in [Some(false), None] {
         let mut script = Script::new(Wish::Needed);
         script.find(GRANTED);
-        script.step(Event::SolveFailed { away: true });
+        script.step(Event::SolveFailed { lack: AWAY });
         assert_eq!(script.step(Event::HandedOn(handed)), Action::End(End::Failed));
     }
     let mut script = Script::new(Wish::Needed);
     script.find(GRANTED);
-    script.step(Event::SolveFailed { away: true });
+    script.step(Event::SolveFailed { lack: AWAY });
     let mut action = script.step(Event::HandedOn(Some(true)));
     let began = script.now;
     while action != Action::End(End::Failed) {
@@ -221,7 +226,7 @@ fn where_nobody_takes_it_the_failure_stands() {
 fn a_solve_that_failed_otherwise_is_not_handed_on() {
     let mut script = Script::new(Wish::Needed);
     script.find(GRANTED);
-    assert_eq!(script.step(Event::SolveFailed { away: false }), Action::End(End::Failed));
+    assert_eq!(script.step(Event::SolveFailed { lack: None }), Action::End(End::Failed));
     assert_eq!(script.turn.lease(), Some(&lease(7)));
 }
 
@@ -229,7 +234,7 @@ fn a_solve_that_failed_otherwise_is_not_handed_on() {
 fn whose_solver_is_away_leaves_the_lease_to_others_unless_none_takes_it() {
     let mut script = Script::new(Wish::Needed);
     script.find(GRANTED);
-    script.step(Event::SolveFailed { away: true });
+    script.step(Event::SolveFailed { lack: AWAY });
     script.step(Event::HandedOn(Some(true)));
     let past = script.turn.past();
     let mut next = Script::after(Wish::Needed, past, script.now);

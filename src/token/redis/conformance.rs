@@ -95,7 +95,10 @@ impl Dice {
             Operation::Release => vec![self.owner()],
             Operation::Commit => self.commit(),
             Operation::Share => self.share(),
-            Operation::HandOn => vec![self.owner(), self.epoch(), "3".into(), self.life_ms()],
+            Operation::HandOn => {
+                let weight = self.of(&["1", "2"]).to_owned();
+                vec![self.owner(), self.epoch(), weight, "5".into(), self.life_ms()]
+            }
             Operation::Fail => self.fail(),
             Operation::Deny => {
                 let token = self.token().0;

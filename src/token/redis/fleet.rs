@@ -18,9 +18,9 @@ pub const LEASE: Duration = Duration::from_secs(15);
 /// No back-off holds for longer, whoever has left it there: somewhat more than
 /// the longest that a sidecar makes.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(11);
-/// Owners whose solver is away, in a row, before the run counts as failed. Each
-/// finds that out at once, mostly.
-const MOST_TRIES: u32 = 16;
+/// Owners without a solver, in a row, before the run counts as failed; by the
+/// [`Lack::weight`] of each.
+const MOST_TRIES: u32 = 64;
 /// How long these count.
 const TRIES_MEMORY: Duration = Duration::from_secs(30);
 /// How long a sidecar that was told to wait counts as waiting: longer than the
@@ -64,7 +64,7 @@ pub struct Lease {
 }
 
 /// How much the lease is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wish {
     /// Not at all: it is only looked.
     None,
@@ -142,6 +142,13 @@ pub struct Entrance {
     pub denials: Denials,
 }
 
+impl Entrance {
+    /// Whether the caller has the lease.
+    pub fn is_granted(&self) -> bool {
+        matches!(self.turn, Standing::Granted { .. })
+    }
+}
+
 /// Whose turn it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -180,6 +187,25 @@ pub struct SharedBackoff {
     /// How long it holds on.
     #[serde(skip)]
     pub left: Duration,
+}
+
+/// Why a sidecar hands its lease on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Its FlareSolverr cannot be reached. That shows at once, mostly.
+    Away,
+    /// It has none, and its other sources have failed. That takes longer, and
+    /// others without one fare no better.
+    None,
+}
+
+impl Lack {
+    fn weight(self) -> u32 {
+        match self {
+            Self::Away => 1,
+            Self::None => MOST_TRIES / 4,
+        }
+    }
 }
 
 /// What came of a commit.
@@ -347,15 +373,15 @@ impl RedisStore {
         committed(&answer)
     }
 
-    /// The owner's solver is away: gives the lease to whoever waits for it.
-    /// Returns whether somebody may take it; else it is still the owner's, if
-    /// it was.
+    /// The owner has no solver that answers: gives the lease to whoever waits for
+    /// it, or listens. Returns whether somebody else may have it; else it is still
+    /// the owner's.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when there was no answer, after about 1 s at most.
-    pub async fn hand_on(&self, lease: &Lease) -> Result<bool, StoreError> {
-        self.call(Call::hand_on(lease)).await
+    pub async fn hand_on(&self, lease: &Lease, lack: Lack) -> Result<bool, StoreError> {
+        self.call(Call::hand_on(lease, lack)).await
     }
 
     /// Tells the others that the run has failed, and gives the lease back.
@@ -458,9 +484,10 @@ impl Call {
         Self::new(Operation::Share, arguments)
     }
 
-    pub(crate) fn hand_on(lease: &Lease) -> Self {
-        let (epoch, most) = (lease.epoch.to_string(), MOST_TRIES.to_string());
-        let arguments = [lease.owner.as_str(), &epoch, &most, &millis(TRIES_MEMORY)];
+    pub(crate) fn hand_on(lease: &Lease, lack: Lack) -> Self {
+        let (epoch, weight) = (lease.epoch.to_string(), lack.weight().to_string());
+        let (most, memory) = (MOST_TRIES.to_string(), millis(TRIES_MEMORY));
+        let arguments = [lease.owner.as_str(), &epoch, &weight, &most, &memory];
         Self::new(Operation::HandOn, arguments)
     }
 

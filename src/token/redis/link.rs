@@ -68,6 +68,13 @@ impl Link {
         self.pause.cut_short();
     }
 
+    /// The server has taken too long altogether.
+    pub(super) fn note_silence(&self) -> StoreError {
+        let error = StoreError::RedisTimeout;
+        self.pause.note::<()>(&Err(error.clone()));
+        error
+    }
+
     /// Whether the server has not answered in time, and may only be busy.
     pub(super) fn is_late(&self) -> bool {
         self.pause.is_late()

@@ -58,7 +58,8 @@ pub(crate) use fleet::{RawEntrance, committed};
 pub(crate) use script::{Call, Operation};
 
 pub use fleet::{
-    Commit, Denials, Entrance, LEASE, Lease, Owner, Request, SharedBackoff, Standing, ValueId, Wish,
+    Commit, Denials, Entrance, LEASE, Lack, Lease, Owner, Request, SharedBackoff, Standing,
+    ValueId, Wish,
 };
 pub use probe::RedisFacts;
 

@@ -49,6 +49,8 @@ pub(crate) struct Model {
     cells: BTreeMap<usize, Cell>,
     /// The server's time in milliseconds.
     now: u64,
+    /// Who has subscribed.
+    pub(crate) listeners: usize,
     /// How many notices have gone out, and the last one.
     pub(crate) told: (u64, Option<(&'static str, u64)>),
     /// A fault on purpose: commits are not checked against lease and epoch.
@@ -295,20 +297,23 @@ impl Model {
     }
 
     fn hand_on(&mut self, arguments: &[&str]) -> bool {
-        let [owner, epoch, most, memory] = arguments else { panic!() };
+        let [owner, epoch, weight, most, memory] = arguments else { panic!() };
         if !self.is_held_by(owner) {
-            return self.text(LEASE).is_none() && self.last_epoch() == number(epoch);
+            return true;
         }
         let tries = self.text(TRIES).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-        let tries = tries.unwrap_or(0u64) + 1;
+        let tries = tries.unwrap_or(0u64) + number(weight);
         self.put(TRIES, Content::Text(tries.to_string().into()), Some(number(memory)));
-        let waits = matches!(self.content(WAITING), Some(Content::Set(_)));
-        if tries >= number(most) || !waits {
+        if tries >= number(most) {
             return false;
         }
-        self.delete([LEASE]);
         self.tell("released", number(epoch));
-        true
+        let waits = matches!(self.content(WAITING), Some(Content::Set(_)));
+        let somebody = waits || self.listeners > 1;
+        if somebody {
+            self.delete([LEASE]);
+        }
+        somebody
     }
 
     fn fail(&mut self, arguments: &[&str]) -> bool {
@@ -320,7 +325,7 @@ impl Model {
         };
         if may {
             self.put(BACKOFF, Content::Text((*note).into()), Some(number(pause)));
-            self.delete([LEASE, WAITING]);
+            self.delete([LEASE, WAITING, TRIES]);
             self.tell("failed", epoch);
         }
         may

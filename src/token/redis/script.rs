@@ -3,7 +3,7 @@
 //! # Invariants
 //!
 //! - A script may run twice, since a connection may break before its answer:
-//!   each then answers as it did at first.
+//!   that does no harm, and who has the lease is told so again.
 //! - No script asks for the time: what must end has a time to live.
 
 use std::{collections::HashSet, time::Duration};
@@ -152,7 +152,8 @@ impl RedisStore {
                 answer => answer,
             }
         };
-        match timeout(LIMIT, both).await.unwrap_or(Err(StoreError::RedisTimeout)) {
+        let answer = timeout(LIMIT, both).await;
+        match answer.unwrap_or_else(|_| Err(self.link.note_silence())) {
             Ok((answer,)) => Ok(answer),
             Err(error) => Err(self.plainer(error).await),
         }

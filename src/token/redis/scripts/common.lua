@@ -59,8 +59,9 @@ local function left(key, most)
   return most
 end
 
--- Whoever may not use the channel looks now and then, and so do the others.
+-- How many heard it. Whoever may not use the channel looks now and then, and so do the others.
 local function tell(event, epoch)
-  redis.pcall('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
+  local heard = redis.pcall('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
+  return type(heard) == 'number' and heard or 0
 end
 
