@@ -84,6 +84,11 @@ fn check_framing(parts: &Parts) -> Result<(), ProxyError> {
 /// The forms of RFC 9112 §3.2, each with its methods.
 fn check_target(parts: &Parts) -> Result<(), ProxyError> {
     let uri = &parts.uri;
+    let is_plain = uri.authority().is_some_and(|authority| is_plain(authority.as_str().as_bytes()));
+    let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
+    if is_plain && is_http && parts.method != Method::CONNECT {
+        return Ok(());
+    }
     let has_userinfo = uri.authority().is_some_and(|authority| authority.as_str().contains('@'));
     if has_userinfo {
         return Err(ProxyError::BadRequest("the target holds credentials"));
@@ -143,7 +148,23 @@ fn is_host(value: &[u8]) -> bool {
     let is_clean = |host: Authority| {
         !host.as_str().contains('@') && is_address(&host) && check_port(&host).is_ok()
     };
-    value.is_empty() || Authority::try_from(value).is_ok_and(is_clean)
+    value.is_empty() || is_plain(value) || Authority::try_from(value).is_ok_and(is_clean)
+}
+
+/// Whether this is a host as nearly all are, a name or an IPv4 address with or
+/// without a port: what is not may still be a host, at more cost.
+fn is_plain(authority: &[u8]) -> bool {
+    let (host, port) = match memchr::memchr(b':', authority) {
+        Some(colon) => (&authority[..colon], Some(&authority[colon + 1..])),
+        None => (authority, None),
+    };
+    let is_port = |port: &[u8]| {
+        let digits = port.iter().all(u8::is_ascii_digit) && (1..=4).contains(&port.len());
+        digits && port.iter().any(|digit| *digit != b'0')
+    };
+    host.first().is_some_and(u8::is_ascii_alphanumeric)
+        && host.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))
+        && port.is_none_or(is_port)
 }
 
 #[cfg(test)]

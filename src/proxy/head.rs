@@ -449,20 +449,22 @@ impl Chunks {
 /// Where the head ends, its empty line included; lines may end in a bare LF
 /// (RFC 9112 §2.2).
 fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    let crlf = memmem::find(bytes, b"\n\r\n").map(|at| at + 3);
-    let lf = memmem::find(bytes, b"\n\n").map(|at| at + 2);
-    crlf.into_iter().chain(lf).min()
+    memchr::memchr_iter(b'\n', bytes).find_map(|at| match bytes[at + 1..] {
+        [b'\n', ..] => Some(at + 2),
+        [b'\r', b'\n', ..] => Some(at + 3),
+        _ => None,
+    })
 }
 
 /// What is odd about `head`, and what follows it.
 fn judge(head: &[u8]) -> (Oddity, Due) {
-    let mut lines = head.split(|byte| *byte == b'\n');
+    let mut lines = lines(head);
     let request_line = lines.next().unwrap_or_default().trim_ascii_end();
     if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
         return (Oddity::None, Due::Anything);
     }
     let (mut length, mut coding) = (None, false);
-    for line in lines {
+    for line in lines.filter(|line| matches!(line.first(), Some(b'c' | b'C' | b't' | b'T'))) {
         if let Some(value) = value_of(line, b"content-length:") {
             length = Some(value);
         }
@@ -491,11 +493,18 @@ fn judge(head: &[u8]) -> (Oddity, Due) {
 /// Whether this is an OPTIONS with an absolute target that has neither a path
 /// nor a query.
 fn is_about_host(request_line: &[u8]) -> bool {
-    let mut words = request_line.split(|byte| *byte == b' ');
-    let (method, target) = (words.next(), words.next().unwrap_or_default());
+    let Some(target) = request_line.strip_prefix(b"OPTIONS ") else {
+        return false;
+    };
+    let target = target.split(|byte| *byte == b' ').next().unwrap_or_default();
     let behind_scheme = memmem::find(target, b"://").map(|at| &target[at + 3..]);
-    method == Some(b"OPTIONS")
-        && behind_scheme.is_some_and(|rest| memchr::memchr2(b'/', b'?', rest).is_none())
+    behind_scheme.is_some_and(|rest| memchr::memchr2(b'/', b'?', rest).is_none())
+}
+
+/// The lines of `head`, without the line feeds.
+fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut from = 0;
+    memchr::memchr_iter(b'\n', head).map(move |at| &head[std::mem::replace(&mut from, at + 1)..at])
 }
 
 /// The value of the field `name` (with its colon), if that is what `line` has.

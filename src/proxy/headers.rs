@@ -136,9 +136,12 @@ pub(super) fn for_client(from: HeaderMap) -> HeaderMap {
         return from;
     }
     let mut to = HeaderMap::with_capacity(from.len());
-    for (name, value) in &from {
-        if !named.stops(name) {
-            to.append(name, value.clone());
+    let mut last = None;
+    for (name, value) in from {
+        // Further values of a name come without it.
+        last = name.or(last);
+        if let Some(name) = last.as_ref().filter(|name| !named.stops(name)) {
+            to.append(name, value);
         }
     }
     to
@@ -210,15 +213,25 @@ impl Named {
     fn of(headers: &HeaderMap) -> Self {
         let values = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
         let names = values.flat_map(|value| value.split(|byte| *byte == b','));
-        let names = names.filter_map(|name| HeaderName::try_from(name.trim_ascii()).ok());
+        let names = names.map(<[u8]>::trim_ascii).filter(|name| !is_usual(name));
+        let names = names.filter_map(|name| HeaderName::try_from(name).ok());
         // Without these two the message would not arrive at all; no client
         // means that.
         Self(names.filter(|name| *name != HOST && *name != CONTENT_LENGTH).collect())
     }
 
     fn stops(&self, name: &HeaderName) -> bool {
-        HOP_BY_HOP.contains(name) || self.0.contains(name)
+        // Most names are told apart by their first letter.
+        let may_be =
+            matches!(name.as_str().as_bytes().first(), Some(b'c' | b'k' | b'p' | b't' | b'u'));
+        may_be && HOP_BY_HOP.contains(name) || self.0.contains(name)
     }
+}
+
+/// Whether this is what most values of `Connection` say: it names no field, or
+/// one that is stopped anyway.
+fn is_usual(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"keep-alive") || name.eq_ignore_ascii_case(b"close")
 }
 
 fn is_trailers(value: &HeaderValue) -> bool {
