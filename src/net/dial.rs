@@ -22,6 +22,7 @@ use tokio_rustls::client::TlsStream;
 use super::Egress;
 use super::descriptors::{are_exhausted, is_shortage};
 use super::parent::{Parent, ParentError, is_loopback, is_odd_address};
+use super::read_ahead::ReadAhead;
 use super::resolve::{Place, Places, ResolveError, Resolver};
 use crate::config::{ConnectTo, ParentProxy};
 use crate::metrics::{Limit, Metrics};
@@ -182,7 +183,7 @@ pub enum UpstreamStream {
     /// Plain TCP.
     Plain(TcpStream),
     /// TLS with a verified certificate.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
 }
 
 /// The ways that the operator has laid.
@@ -261,7 +262,7 @@ impl Dialer {
             let failed = |error| DialError::Tls { host: host.to_owned(), error };
             let name = ServerName::try_from(host.to_owned())
                 .map_err(|error| failed(io::Error::other(error)))?;
-            let stream = self.tls.connect(name, tcp).await.map_err(|error| {
+            let stream = self.tls.connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
                 if is_of_tls(&error) {
                     failed(error)
                 } else {

@@ -9,12 +9,15 @@
 //!   checked address is the one dialled.
 //! - The process's own listeners are never dialled.
 
+mod buffers;
 mod descriptors;
 mod dial;
 mod egress;
 mod fetch;
 mod guarded;
 mod parent;
+mod read_ahead;
+mod relay;
 mod resolve;
 mod seat;
 mod upstream;
@@ -26,6 +29,7 @@ pub use egress::Egress;
 pub use fetch::{FetchError, origin_form};
 pub use guarded::Guarded;
 pub use parent::ParentError;
+pub use relay::relay;
 pub use resolve::{NoAnswer, ResolveError, Resolver, Servers};
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Door, Refusals, Worker, Workers};

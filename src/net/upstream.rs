@@ -28,7 +28,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use thiserror::Error;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
@@ -153,6 +153,14 @@ where
         left * 2 < self.capacity
     }
 
+    /// A place among the origin's connections, where one is free and nobody waits
+    /// for it.
+    #[must_use]
+    pub fn free_place(self: &Rc<Self>) -> Option<Place<B>> {
+        let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
+        Some(self.seated(Some(permit)))
+    }
+
     /// A place among the origin's connections; waits for one in order, as long
     /// as it takes.
     pub async fn place(self: &Rc<Self>) -> Place<B> {
@@ -164,6 +172,10 @@ where
                 Err(_) => self.end_slowest(),
             }
         };
+        self.seated(permit)
+    }
+
+    fn seated(self: &Rc<Self>, permit: Option<OwnedSemaphorePermit>) -> Place<B> {
         let taken = Taken::new(Arc::clone(&self.shard), permit);
         let seat = Seat::new(taken, &self.slow);
         Place { upstream: Rc::clone(self), connection: None, seat }
@@ -316,7 +328,7 @@ where
             let reused = rested.is_some();
             let connection = match rested {
                 Some(connection) => connection,
-                None => self.upstream.open().await?,
+                None => Box::pin(self.upstream.open()).await?,
             };
             match self.send_on(connection, request).await {
                 Ok(response) => return Ok(PooledBody::of(response, self)),

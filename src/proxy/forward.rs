@@ -25,12 +25,12 @@ use super::headers::{
 };
 use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
-use super::service::{Answer, ClientConnection, Next, Service};
+use super::service::{Answer, ClientConnection, Next};
 use super::tunnel::Switched;
 use super::{Proxy, Settings};
 use crate::hints::Hint;
 use crate::metrics::{Limit, ReplayOutcome};
-use crate::net::{Place, Upstream};
+use crate::net::{Place, Reach, Upstream, UpstreamKey};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
 use crate::token::Published;
 
@@ -44,11 +44,11 @@ const CONTINUE_LIMIT: Duration = Duration::from_secs(1);
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 
 /// Where a request goes, and how.
-pub(super) struct Outbound<'a> {
+pub(super) struct Outbound {
     /// The upstream's connections.
-    pub(super) upstream: &'a Rc<Upstream<ReplayBody>>,
+    pub(super) upstream: Rc<Upstream<ReplayBody>>,
     /// `Host` for the upstream; `None`: the client's own.
-    pub(super) host: Option<&'a HeaderValue>,
+    pub(super) host: Option<HeaderValue>,
     /// Whether the token goes there.
     pub(super) with_token: bool,
     /// Whether the request only looks on: it moves the refresher to nothing,
@@ -65,56 +65,13 @@ enum Credentials {
     Replace { add: bool },
 }
 
-impl Service {
-    /// Forwards the `request` of `client`, which passed the gate, its target in
-    /// origin-form or `*`, and returns the answer.
-    ///
-    /// # Errors
-    ///
-    /// [`ProxyError`]: no answer came about, or the request's hold ended.
-    pub(super) async fn forward(
-        &self,
-        request: Request<Incoming>,
-        to: Outbound<'_>,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
-        let (mut parts, body) = request.into_parts();
-        let proxy = &*self.proxy;
-        if let Some(answer) = count_hop(&mut parts)? {
-            return Ok(answer);
-        }
-        // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
-        let credentials = if to.with_token && parts.method != Method::TRACE {
-            credentials_of(&parts.headers, proxy, client.address.ip())
-        } else {
-            Credentials::Keep
-        };
-        let body = Replay::new(
-            body,
-            proxy.settings.replay_body,
-            credentials != Credentials::Keep,
-            &proxy.memory,
-        );
-        let waiting = expectant(&parts).then(|| body.clone());
-        let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
-        let deadline = Deadline::default();
-        let exchange = Exchange { proxy, to, parts, body, credentials, upgrade, client, deadline };
-        let answer = exchange.run().await;
-        match waiting {
-            Some(body) if body.is_untouched() => body.abandon(),
-            _ => client.body_asked_for(),
-        }
-        answer
-    }
-}
-
 /// Counts this hop in `Max-Forwards`, and answers a request that was meant to
 /// end here (RFC 9110 §7.6.2).
 ///
 /// # Errors
 ///
 /// [`ProxyError::TraceEndsHere`].
-fn count_hop(parts: &mut Parts) -> Result<Option<Answer>, ProxyError> {
+pub(super) fn count_hop(parts: &mut Parts) -> Result<Option<Answer>, ProxyError> {
     if parts.method != Method::OPTIONS && parts.method != Method::TRACE {
         return Ok(None);
     }
@@ -172,9 +129,9 @@ fn credentials_of(headers: &HeaderMap, proxy: &Proxy, client: IpAddr) -> Credent
 }
 
 /// A request with all that it takes to send it twice.
-struct Exchange<'a> {
+pub(super) struct Exchange<'a> {
     proxy: &'a Proxy,
-    to: Outbound<'a>,
+    to: Outbound,
     parts: Parts,
     body: Replay,
     credentials: Credentials,
@@ -184,8 +141,48 @@ struct Exchange<'a> {
     deadline: Deadline,
 }
 
-impl Exchange<'_> {
-    async fn run(mut self) -> Result<Answer, ProxyError> {
+impl<'a> Exchange<'a> {
+    /// For a request of `client` whose target is in origin-form or `*`.
+    pub(super) fn new(
+        proxy: &'a Proxy,
+        mut parts: Parts,
+        body: Incoming,
+        to: Outbound,
+        client: &'a ClientConnection,
+    ) -> Self {
+        // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
+        let credentials = if to.with_token && parts.method != Method::TRACE {
+            credentials_of(&parts.headers, proxy, client.address.ip())
+        } else {
+            Credentials::Keep
+        };
+        let (limit, replayable) = (proxy.settings.replay_body, credentials != Credentials::Keep);
+        let body = Replay::new(body, limit, replayable, &proxy.memory);
+        let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
+        let deadline = Deadline::default();
+        Self { proxy, to, parts, body, credentials, upgrade, client, deadline }
+    }
+
+    /// Forwards the request and returns the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`]: no answer came about, or the request's hold ended.
+    pub(super) async fn run(&mut self) -> Result<Answer, ProxyError> {
+        let answer = self.answer().await;
+        let UpstreamKey { host, reach, .. } = self.to.upstream.key();
+        if let (Reach::Client, Err(ProxyError::Dial(error))) = (reach, &answer) {
+            self.proxy.hint_at_local(host, error);
+        }
+        if expectant(&self.parts) && self.body.is_untouched() {
+            self.body.abandon();
+        } else {
+            self.client.body_asked_for();
+        }
+        answer
+    }
+
+    async fn answer(&mut self) -> Result<Answer, ProxyError> {
         if self.credentials == Credentials::Keep {
             let place = self.place().await?;
             let answer = self.send(place, None).await?;
@@ -198,14 +195,14 @@ impl Exchange<'_> {
         let sent = self.send_with_token(token).await?;
         if let Some(objection) = objection(&sent.answer) {
             let refusal = self.refusal(objection, &sent);
-            return self.recover(sent.answer, refusal).await;
+            return Box::pin(self.recover(sent.answer, refusal)).await;
         }
         self.confirm(&sent);
         Ok(self.deliver(sent.answer))
     }
 
     /// One sending with the token as it is. Whatever comes is the client's answer.
-    async fn observe(self) -> Result<Answer, ProxyError> {
+    async fn observe(&mut self) -> Result<Answer, ProxyError> {
         let Some(current) = self.current() else {
             let retry_after = self.proxy.refresher.retry_after();
             return Err(ProxyError::NoToken { retry_after });
@@ -226,14 +223,15 @@ impl Exchange<'_> {
             return Ok(current);
         }
         let proxy = self.proxy;
-        let acquired = proxy.hold(&mut self.deadline, proxy.refresher.acquire()).await?;
+        let acquired = proxy.hold(&mut self.deadline, proxy.refresher.acquire());
+        let acquired = Box::pin(acquired).await?;
         acquired.map_err(ProxyError::TokenUnavailable)
     }
 
     /// A 401 on our token, or the wall's 403: waits for the next token, or for
     /// the news that there is none.
     async fn recover(
-        mut self,
+        &mut self,
         answer: Response<UpstreamBody>,
         refusal: Refusal,
     ) -> Result<Answer, ProxyError> {
@@ -268,7 +266,11 @@ impl Exchange<'_> {
     }
 
     /// The second sending. Whatever comes is the client's answer.
-    async fn replay(self, next: Arc<Published>, after: Objection) -> Result<Answer, ProxyError> {
+    async fn replay(
+        &mut self,
+        next: Arc<Published>,
+        after: Objection,
+    ) -> Result<Answer, ProxyError> {
         let sent = self.send_with_token(next).await;
         let sent = sent.inspect_err(|_| self.proxy.metrics.replay(ReplayOutcome::Failed))?;
         if let Some(objection) = objection(&sent.answer) {
@@ -298,7 +300,10 @@ impl Exchange<'_> {
     async fn place(&self) -> Result<Place<ReplayBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
         if self.to.upstream.is_crowded() {
-            self.read_ahead(limit).await?;
+            Box::pin(self.read_ahead(limit)).await?;
+        }
+        if let Some(place) = self.to.upstream.free_place() {
+            return Ok(place);
         }
         timeout(limit, self.to.upstream.place()).await.map_err(|_| {
             self.proxy.metrics.limited(Limit::UpstreamConnections);
@@ -387,7 +392,7 @@ impl Exchange<'_> {
                 names: &settings.token_cookies,
                 keep_personal_at: keeps.then(|| self.proxy.clock.now()),
             },
-            host: self.to.host,
+            host: self.to.host.as_ref(),
             expect,
             upgrade: self.upgrade.is_some(),
         }
@@ -429,9 +434,11 @@ impl Exchange<'_> {
 
     /// The upstream's answer, for the client; a switch of protocols begins when
     /// it is out.
-    fn deliver(self, mut answer: Response<UpstreamBody>) -> Answer {
-        let (Some(client), StatusCode::SWITCHING_PROTOCOLS) = (self.upgrade, answer.status())
-        else {
+    fn deliver(&mut self, mut answer: Response<UpstreamBody>) -> Answer {
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Refused::unread(answer).into_answer();
+        }
+        let Some(client) = self.upgrade.take() else {
             return Refused::unread(answer).into_answer();
         };
         let upstream = hyper::upgrade::on(&mut answer);

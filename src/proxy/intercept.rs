@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
 use super::head::{Inspected, Resettable, Subject};
-use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
+use super::service::{Answer, ClientConnection, Next, Seen, Service, Way, log};
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
@@ -148,11 +148,10 @@ impl Service {
     ) -> Answer {
         let started = Instant::now();
         let seen = Seen::of(&request, client.address);
-        let answer = async {
-            let subject = head?;
-            self.forward_inner(request, subject, tunnelled, client).await
+        let answer = match self.inner_way(request, head, tunnelled, client) {
+            Ok(way) => way.answer().await,
+            Err(error) => Err(error),
         };
-        let answer = answer.await;
         let mut answer = answer.unwrap_or_else(ProxyError::into_response);
         client.end_if_it_waits(&mut answer);
         if !tunnelled.by_doctor {
@@ -162,15 +161,17 @@ impl Service {
         answer
     }
 
-    async fn forward_inner(
-        self: &Rc<Self>,
+    /// Where it leads: to the origin that the tunnel is for.
+    fn inner_way<'a>(
+        &'a self,
         request: Request<Incoming>,
-        subject: Subject,
+        head: Result<Subject, ProxyError>,
         tunnelled: &Tunnelled,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
+        client: &'a ClientConnection,
+    ) -> Result<Way<'a>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         client.request_came(&parts, &body);
+        let subject = head?;
         gate::check(&parts)?;
         if parts.method == Method::CONNECT {
             return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
@@ -193,10 +194,10 @@ impl Service {
         let foreign_port = port.is_some_and(|port| port != self.api(tunnelled.origin).key().port);
         let none = parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
         let ours = named.is_some() || none || foreign_port;
-        let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin));
-        let upstream = self.api(tunnelled.origin);
-        let outbound = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
-        self.forward(Request::from_parts(parts, body), outbound, client).await
+        let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin).clone());
+        let upstream = Rc::clone(self.api(tunnelled.origin));
+        let to = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
+        self.to_upstream(parts, body, to, client)
     }
 }
 
@@ -240,6 +241,11 @@ impl Rewound {
     /// A `stream` that begins with what was read from it before.
     pub(super) fn new(early: Bytes, stream: TcpStream) -> Self {
         Self { early, stream, answered: false }
+    }
+
+    /// What was read too early, and the socket.
+    pub(super) fn into_parts(self) -> (Bytes, TcpStream) {
+        (self.early, self.stream)
     }
 
     /// Takes the socket back from hyper.

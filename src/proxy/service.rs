@@ -4,11 +4,12 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT,
 };
@@ -28,7 +29,7 @@ use tracing::debug;
 use super::body::AnswerBody;
 use super::credentials::{presents, presents_any, without_basic};
 use super::error::ProxyError;
-use super::forward::{Outbound, expectant};
+use super::forward::{Exchange, Outbound, count_hop, expectant};
 use super::head::{HeadWatch, Inspected, Resettable, Subject};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
@@ -174,6 +175,28 @@ impl Turns {
     }
 }
 
+/// Where a request leads.
+pub(super) enum Way<'a> {
+    /// It is answered here.
+    Here(Box<Answer>),
+    /// To an upstream.
+    Upstream(Box<Exchange<'a>>),
+}
+
+impl Way<'_> {
+    /// The answer that comes from there.
+    ///
+    /// # Errors
+    ///
+    /// [`ProxyError`]: none came about, or the request's hold ended.
+    pub(super) async fn answer(self) -> Result<Answer, ProxyError> {
+        match self {
+            Self::Here(answer) => Ok(*answer),
+            Self::Upstream(mut exchange) => exchange.run().await,
+        }
+    }
+}
+
 /// What follows HTTP on a connection.
 pub(super) enum Next {
     /// An API host: the inner requests are served here.
@@ -240,14 +263,20 @@ impl Service {
             async move { service.outer(request, head, &connection).await }
         })
         .await;
-        match connection.take_next() {
-            Some((on, Next::Intercept(tunnelled))) => self.intercept(on, tunnelled, address).await,
-            Some((on, Next::Tunnel(upstream))) => match Rewound::from_upgrade(on).await {
+        if let Some((on, next)) = connection.take_next() {
+            Box::pin(self.go_on(on, next, address)).await;
+        }
+    }
+
+    /// Serves what a connection has become.
+    async fn go_on(self: &Rc<Self>, on: OnUpgrade, next: Next, address: SocketAddr) {
+        match next {
+            Next::Intercept(tunnelled) => self.intercept(on, tunnelled, address).await,
+            Next::Tunnel(upstream) => match Rewound::from_upgrade(on).await {
                 Ok(client) => self.tunnel_to(client, upstream).await,
                 Err(error) => debug!(%error, "tunnel was not used"),
             },
-            Some((on, Next::Switched(switched))) => self.tunnel_switched(on, switched).await,
-            None => {}
+            Next::Switched(switched) => self.tunnel_switched(on, switched).await,
         }
     }
 
@@ -265,10 +294,12 @@ impl Service {
         let turns = &Turns { watch, head, patience: self.proxy.settings.upstream_timeout };
         let service = service_fn(|request: Request<Incoming>| {
             let asked = Asked::of(&request);
+            // A future that awaits what it holds would be twice as large.
             let answer = route(request, turns.request_came());
-            async move { Ok::<_, Infallible>(turns.answer(&asked, answer.await)) }
+            answer.map(move |answer| Ok::<_, Infallible>(turns.answer(&asked, answer)))
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let connection = pin!(connection);
         tokio::select! {
             biased;
             ended = self.until_drained(connection, &turns.watch) => if let Err(error) = ended {
@@ -296,14 +327,13 @@ impl Service {
     /// Serves `connection` to its end, in order when the drain begins.
     async fn until_drained<I, S>(
         &self,
-        connection: UpgradeableConnection<TokioIo<I>, S>,
+        mut connection: Pin<&mut UpgradeableConnection<TokioIo<I>, S>>,
         watch: &Watch,
     ) -> hyper::Result<()>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         S: HttpService<Incoming, ResBody = Guarded<AnswerBody, Answering>, Error = Infallible>,
     {
-        let mut connection = pin!(connection);
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
@@ -338,40 +368,29 @@ impl Service {
     /// A request on the connection itself, not inside a tunnel.
     async fn outer(
         self: Rc<Self>,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
         client: &ClientConnection,
     ) -> Answer {
         let started = Instant::now();
         let seen = Seen::of(&request, client.address);
-        let on_upgrade =
-            (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-        let (parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        let route = Cell::new(route_of(&parts.method, &parts.uri));
-        let answer = async {
-            let subject = head?;
-            gate::check(&parts)?;
-            if let Some(on_upgrade) = on_upgrade {
-                let follows = self.connect(&parts, &route).await?;
-                client.becomes(on_upgrade, follows);
-                return Ok(Response::new(AnswerBody::made("")));
-            }
-            let request = Request::from_parts(parts, body);
-            if request.uri().scheme().is_some() {
-                self.absolute(request, subject, &route, client).await
-            } else {
-                self.gateway(request, client).await
+        let mut route = route_of(request.method(), request.uri());
+        let answer = if request.method() == Method::CONNECT {
+            Box::pin(self.connect(request, head, &mut route, client)).await
+        } else {
+            match self.way(request, head, &mut route, client) {
+                Ok(way) => way.answer().await,
+                Err(error) => Err(error),
             }
         };
-        let mut answer = answer.await.unwrap_or_else(ProxyError::into_response);
+        let mut answer = answer.unwrap_or_else(ProxyError::into_response);
         client.end_if_it_waits(&mut answer);
         // An opened interception counts by its inner requests.
         let next = client.next.borrow();
         if !matches!(&*next, Some((_, Next::Intercept(_)))) {
-            self.count(route.get(), &answer, started);
+            self.count(route, &answer, started);
         }
-        log(route.get(), &seen, &answer, started);
+        log(route, &seen, &answer, started);
         answer
     }
 
@@ -382,107 +401,131 @@ impl Service {
 
     /// CONNECT: an API host is intercepted, another one dialled.
     async fn connect(
-        self: &Rc<Self>,
-        parts: &Parts,
-        route: &Cell<Route>,
-    ) -> Result<Next, ProxyError> {
-        self.check_proxy_auth(parts)?;
-        let no_target = ProxyError::BadRequest("CONNECT takes host:port as its target");
+        &self,
+        mut request: Request<Incoming>,
+        head: Result<Subject, ProxyError>,
+        route: &mut Route,
+        client: &ClientConnection,
+    ) -> Result<Answer, ProxyError> {
+        let on_upgrade = hyper::upgrade::on(&mut request);
+        let (parts, body) = request.into_parts();
+        client.request_came(&parts, &body);
+        head?;
+        gate::check(&parts)?;
+        self.check_proxy_auth(&parts)?;
         let Some((host, port)) = address_of(&parts.uri, None) else {
-            return Err(no_target);
+            return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
         };
-        if let Some(origin) = self.proxy.origins.by_address(&host, port) {
-            route.set(Route::Intercept);
+        let next = if let Some(origin) = self.proxy.origins.by_address(&host, port) {
+            *route = Route::Intercept;
             let by_doctor = parts.headers.get(USER_AGENT) == Some(&hints::DOCTOR);
-            let route = Route::Intercept;
-            return Ok(Next::Intercept(Tunnelled { host, origin, route, by_doctor }));
-        }
-        let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await;
-        Ok(Next::Tunnel(upstream.inspect_err(|error| self.hint_at_local(&host, error))?))
+            Next::Intercept(Tunnelled { host, origin, route: *route, by_doctor })
+        } else {
+            let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await;
+            Next::Tunnel(upstream.inspect_err(|error| self.proxy.hint_at_local(&host, error))?)
+        };
+        client.becomes(on_upgrade, next);
+        Ok(Response::new(AnswerBody::made("")))
+    }
+
+    /// Where a request leads that is no CONNECT.
+    fn way<'a>(
+        &'a self,
+        request: Request<Incoming>,
+        head: Result<Subject, ProxyError>,
+        route: &mut Route,
+        client: &'a ClientConnection,
+    ) -> Result<Way<'a>, ProxyError> {
+        let (mut parts, body) = request.into_parts();
+        client.request_came(&parts, &body);
+        let subject = head?;
+        gate::check(&parts)?;
+        let to = if parts.uri.scheme().is_some() {
+            self.absolute(&mut parts, subject, route)?
+        } else if let Some(file) = self.well_known(&parts) {
+            return Ok(Way::Here(Box::new(file)));
+        } else {
+            self.gateway(&mut parts)?
+        };
+        self.to_upstream(parts, body, to, client)
+    }
+
+    /// The way to an upstream, of a request that passed the gate and whose target
+    /// is in origin-form or `*`.
+    pub(super) fn to_upstream<'a>(
+        &'a self,
+        mut parts: Parts,
+        body: Incoming,
+        to: Outbound,
+        client: &'a ClientConnection,
+    ) -> Result<Way<'a>, ProxyError> {
+        Ok(match count_hop(&mut parts)? {
+            Some(answer) => Way::Here(Box::new(answer)),
+            None => Way::Upstream(Box::new(Exchange::new(&self.proxy, parts, body, to, client))),
+        })
     }
 
     /// An absolute-form target: to the API with the token, else without.
-    async fn absolute(
-        self: &Rc<Self>,
-        request: Request<Incoming>,
+    fn absolute(
+        &self,
+        parts: &mut Parts,
         subject: Subject,
-        route: &Cell<Route>,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
-        let (mut parts, body) = request.into_parts();
-        self.check_proxy_auth(&parts)?;
+        route: &mut Route,
+    ) -> Result<Outbound, ProxyError> {
+        self.check_proxy_auth(parts)?;
         let uri = std::mem::take(&mut parts.uri);
         parts.uri = subject.target(&uri);
-        let request = Request::from_parts(parts, body);
         let tls = uri.scheme_str() == Some("https");
         let default_port = if tls { 443 } else { 80 };
         let Some((host, port)) = address_of(&uri, Some(default_port)) else {
             return Err(ProxyError::BadRequest("the target names no host"));
         };
         if let Some(origin) = self.proxy.origins.by_address(&host, port) {
-            return self.forward(request, self.to_api(origin), client).await;
+            return Ok(self.to_api(origin));
         }
-        route.set(Route::Passthrough);
-        // RFC 9112 §3.2.2: the target's authority is the Host.
-        let host_field = uri.authority().and_then(|it| HeaderValue::try_from(it.as_str()).ok());
-        let key = UpstreamKey { host, port, tls, reach: Reach::Client };
-        let upstream = self.other(key);
-        let to = Outbound {
-            upstream: &upstream,
-            host: host_field.as_ref(),
+        *route = Route::Passthrough;
+        Ok(Outbound {
+            upstream: self.other(UpstreamKey { host, port, tls, reach: Reach::Client }),
+            // RFC 9112 §3.2.2: the target's authority is the Host.
+            host: uri.authority().and_then(|it| HeaderValue::try_from(it.as_str()).ok()),
             with_token: false,
             observed: false,
-        };
-        self.forward(request, to, client).await.inspect_err(|error| {
-            if let ProxyError::Dial(error) = error {
-                self.hint_at_local(&upstream.key().host, error);
-            }
         })
     }
 
-    /// Tells of a host that no client should reach through a proxy, unless the
-    /// operator lets it.
-    fn hint_at_local(&self, host: &str, error: &DialError) {
-        // One that is allowed can at worst be down.
-        if !matches!(error, DialError::Connect { .. } | DialError::Timeout { .. })
-            && let Some(host) = LocalHost::of(host)
-        {
-            self.proxy.hints.tell(&Hint::NoProxy(host));
+    /// The files for a parser's trust.
+    fn well_known(&self, parts: &Parts) -> Option<Answer> {
+        let settings = &self.proxy.settings;
+        match parts.uri.path() {
+            WELL_KNOWN_CA => Some(pem_file(&parts.method, &settings.ca_pem)),
+            WELL_KNOWN_BUNDLE => Some(pem_file(&parts.method, &settings.bundle_pem)),
+            _ => None,
         }
     }
 
-    /// An origin-form target: the gateway, and the files for a parser's trust.
-    async fn gateway(
-        self: &Rc<Self>,
-        mut request: Request<Incoming>,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
-        let settings = &self.proxy.settings;
-        match request.uri().path() {
-            WELL_KNOWN_CA => return Ok(pem_file(request.method(), &settings.ca_pem)),
-            WELL_KNOWN_BUNDLE => return Ok(pem_file(request.method(), &settings.bundle_pem)),
-            _ => {}
-        }
-        if let Some(expected) = &settings.proxy_auth {
-            let headers = request.headers();
+    /// An origin-form target: the gateway.
+    fn gateway(&self, parts: &mut Parts) -> Result<Outbound, ProxyError> {
+        if let Some(expected) = &self.proxy.settings.proxy_auth {
+            let headers = &parts.headers;
             let fields = [&AUTHORIZATION, &PROXY_AUTHORIZATION];
             if !fields.iter().any(|field| presents(headers, field, expected)) {
                 let given = fields.iter().any(|field| presents_any(headers, field));
                 return Err(ProxyError::AuthRequired { gateway: true, given });
             }
-            *request.headers_mut() = without_basic(request.headers(), expected);
+            parts.headers = without_basic(headers, expected);
         }
-        let path = request.uri().path();
-        let origin = self.proxy.origins.by_gateway(request.headers().get(HOST), path);
-        let origin = origin.ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })?;
-        self.forward(request, self.to_api(origin), client).await
+        let path = parts.uri.path();
+        let origin = self.proxy.origins.by_gateway(parts.headers.get(HOST), path);
+        origin
+            .map(|origin| self.to_api(origin))
+            .ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })
     }
 
     /// The way to API origin `index`, with the `Host` that it expects.
-    fn to_api(&self, index: usize) -> Outbound<'_> {
+    fn to_api(&self, index: usize) -> Outbound {
         Outbound {
-            upstream: &self.api[index],
-            host: Some(self.proxy.origins.host_field(index)),
+            upstream: Rc::clone(&self.api[index]),
+            host: Some(self.proxy.origins.host_field(index).clone()),
             with_token: true,
             observed: false,
         }
@@ -532,6 +575,19 @@ impl Service {
                 upstream.close_idle();
                 !upstream.is_unused()
             });
+        }
+    }
+}
+
+impl Proxy {
+    /// Tells of a host that no client should reach through a proxy, unless the
+    /// operator lets it.
+    pub(super) fn hint_at_local(&self, host: &str, error: &DialError) {
+        // One that is allowed can at worst be down.
+        if !matches!(error, DialError::Connect { .. } | DialError::Timeout { .. })
+            && let Some(host) = LocalHost::of(host)
+        {
+            self.hints.tell(&Hint::NoProxy(host));
         }
     }
 }

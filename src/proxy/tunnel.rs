@@ -2,11 +2,12 @@
 //! protocol: bytes are copied both ways, nothing is parsed.
 
 use std::cell::Cell;
+use std::io;
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
+use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::io::InspectReader;
@@ -18,7 +19,7 @@ use super::intercept::Rewound;
 use super::replay::ReplayBody;
 use super::service::Service;
 use crate::metrics::Limit;
-use crate::net::Place;
+use crate::net::{Place, relay};
 
 /// Longest rest of a tunnel in use.
 const IDLE_LIMIT: Duration = Duration::from_mins(10);
@@ -26,8 +27,8 @@ const IDLE_LIMIT: Duration = Duration::from_mins(10);
 /// Longest rest of a tunnel once the drain has begun.
 const DRAIN_IDLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Bytes copied at once, per direction.
-const BUFFER: usize = 64 * 1024;
+/// Bytes of a switched connection that are copied at once, per direction.
+const BUFFER: usize = 16 * 1024;
 
 /// An upstream's connection that speaks WebSocket from now on.
 pub(super) struct Switched {
@@ -43,46 +44,48 @@ impl Service {
         let Switched { upstream, place } = switched;
         match tokio::try_join!(client, upstream) {
             Ok((client, upstream)) => {
-                let (mut client, mut upstream) = (TokioIo::new(client), TokioIo::new(upstream));
-                self.tunnel(&mut client, &mut upstream).await;
+                let last = Cell::new(Instant::now());
+                // What moves was read from one of the two.
+                let note = |_: &[u8]| last.set(Instant::now());
+                let mut client = InspectReader::new(TokioIo::new(client), note);
+                let mut upstream = InspectReader::new(TokioIo::new(upstream), note);
+                let copy =
+                    copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER);
+                self.tunnel(copy, &last).await;
             }
             Err(error) => debug!(%error, "protocol was not switched"),
         }
         drop(place);
     }
 
-    /// Copies to and from another host. What does not end in order is reset
-    /// toward both sides: neither must take it for the other's end.
-    pub(super) async fn tunnel_to(&self, mut client: Rewound, mut upstream: TcpStream) {
-        if !self.tunnel(&mut client, &mut upstream).await {
+    /// Leads to and from another host. What does not end in order is reset toward
+    /// both sides: neither must take it for the other's end.
+    pub(super) async fn tunnel_to(&self, client: Rewound, upstream: TcpStream) {
+        let (early, client) = client.into_parts();
+        let last = Cell::new(Instant::now());
+        let moved = || last.set(Instant::now());
+        if !self.tunnel(relay(&client, &early, &upstream, &moved), &last).await {
             client.reset();
             upstream.reset();
         }
     }
 
-    /// Copies until both sides have ended, which is `true`, or nothing moves any
-    /// more.
-    async fn tunnel<C, U>(&self, client: &mut C, upstream: &mut U) -> bool
-    where
-        C: AsyncRead + AsyncWrite + Unpin,
-        U: AsyncRead + AsyncWrite + Unpin,
-    {
-        let last = Cell::new(Instant::now());
-        // What moves was read from one of the two.
-        let note = |_: &[u8]| last.set(Instant::now());
-        let (mut client, mut upstream) =
-            (InspectReader::new(client, note), InspectReader::new(upstream, note));
+    /// Runs `tunnel`, which moved its `last` bytes then, until both sides have
+    /// ended, which is `true`, or nothing moves any more.
+    async fn tunnel(
+        &self,
+        tunnel: impl Future<Output = io::Result<(u64, u64)>>,
+        last: &Cell<Instant>,
+    ) -> bool {
         tokio::select! {
-            copied = copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER) => {
-                match copied {
-                    Ok((up, down)) => {
-                        debug!(up, down, "tunnel ended");
-                        return true;
-                    }
-                    Err(error) => debug!(%error, "tunnel broke"),
+            ended = tunnel => match ended {
+                Ok((up, down)) => {
+                    debug!(up, down, "tunnel ended");
+                    return true;
                 }
-            }
-            () = rest(&last, self.drain()) => {
+                Err(error) => debug!(%error, "tunnel broke"),
+            },
+            () = rest(last, self.drain()) => {
                 if !self.drain().is_cancelled() {
                     self.proxy.metrics.limited(Limit::TunnelIdle);
                 }
