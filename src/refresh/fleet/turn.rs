@@ -35,7 +35,7 @@ const LATE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a sidecar whose solver is away leaves the lease to others.
 const AWAY: Duration = Duration::from_secs(30);
 /// How long it waits for one of them to take it.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_millis(1_500);
 /// The least time between two tokens got without Redis.
 pub(in crate::refresh) const ALONE_PAUSE: Duration = Duration::from_mins(5);
 /// How long others are waited for. Longer than any solve lasts.
@@ -180,6 +180,9 @@ enum OwnSolve {
     InReserve,
     /// It has failed, and others may do better.
     Failed,
+    /// Nor has anybody else done better: the lease is wanted once more, so that
+    /// all are told of the failure.
+    Hopeless,
 }
 
 /// One run's turn.
@@ -309,6 +312,7 @@ impl Turn {
         match self.wish {
             _ if self.own == OwnSolve::InReserve => Wish::Force, // There is nothing left to fail.
             _ if self.own == OwnSolve::Failed => Wish::None,
+            wish if self.own == OwnSolve::Hopeless => wish,
             Wish::Force => Wish::Force,
             _ if self.past.away_until.is_some_and(|until| now < until) => Wish::None,
             wish => wish,
@@ -344,6 +348,7 @@ impl Turn {
     fn go_on(&mut self, situation: &Situation, considered: bool, now: Instant) -> Action {
         match situation.turn {
             Standing::Granted { .. } if self.own == OwnSolve::InReserve => self.publish(now),
+            Standing::Granted { .. } if self.own == OwnSolve::Hopeless => Action::End(End::Failed),
             Standing::Granted { .. } => Action::Solve,
             Standing::Held(_) => {
                 self.free_since = None;
@@ -368,10 +373,11 @@ impl Turn {
         if now < since + PATIENCE {
             return self.wait(now);
         }
-        if self.own == OwnSolve::Failed {
-            return Action::End(End::Failed);
+        match self.own {
+            OwnSolve::Failed => self.own = OwnSolve::Hopeless,
+            OwnSolve::Hopeless => return Action::End(End::Failed),
+            OwnSolve::None | OwnSolve::InReserve => self.past.away_until = None,
         }
-        self.past.away_until = None;
         self.free_since = None;
         self.enter(now)
     }
@@ -398,7 +404,7 @@ impl Turn {
         if self.own == OwnSolve::InReserve {
             return Action::End(End::Publish(None));
         }
-        if self.own == OwnSolve::Failed {
+        if matches!(self.own, OwnSolve::Failed | OwnSolve::Hopeless) {
             return Action::End(End::Failed);
         }
         let since = self.past.alone_at.map(|at| now.saturating_duration_since(at));

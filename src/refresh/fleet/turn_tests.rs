@@ -216,10 +216,34 @@ fn where_nobody_takes_it_the_failure_stands() {
     let mut action = script.step(Event::HandedOn(Some(true)));
     let began = script.now;
     while action != Action::End(End::Failed) {
-        script.wait(&action);
-        action = script.find(FREE);
+        if !matches!(action, Action::Enter(_)) {
+            script.wait(&action);
+        }
+        action = script.step(Event::Entered(Some(situation(FREE, &[], None))));
     }
     assert!(script.now - began < Duration::from_secs(6), "{:?}", script.now - began);
+}
+
+#[test]
+fn who_finds_that_nobody_takes_it_takes_it_back_to_tell_of_the_failure() {
+    let mut script = Script::new(Wish::Needed);
+    script.find(GRANTED);
+    script.step(Event::SolveFailed { lack: AWAY });
+    let mut action = script.step(Event::HandedOn(Some(true)));
+    loop {
+        let Action::Wait(until) = action else { panic!("{action:?}") };
+        script.now = until;
+        let Action::Enter(mut request) = script.step(Event::Timer) else { panic!() };
+        action = script.step(Event::Entered(Some(situation(FREE, &[], None))));
+        if let Action::Enter(again) = &action {
+            request = again.clone();
+        }
+        if request.wish == Wish::Needed {
+            break;
+        }
+    }
+    assert_eq!(script.find(GRANTED), Action::End(End::Failed));
+    assert_eq!(script.turn.lease(), Some(&lease(7)));
 }
 
 #[test]

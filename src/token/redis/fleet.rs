@@ -18,6 +18,8 @@ pub const LEASE: Duration = Duration::from_secs(15);
 /// No back-off holds for longer, whoever has left it there: somewhat more than
 /// the longest that a sidecar makes.
 const LONGEST_BACKOFF: Duration = Duration::from_mins(11);
+/// Letters of a failure's text that are taken from Redis.
+const LONGEST_ERROR: usize = 1000;
 /// Owners without a solver, in a row, before the run counts as failed; by the
 /// [`Lack::weight`] of each.
 const MOST_TRIES: u32 = 64;
@@ -505,10 +507,13 @@ impl Call {
 }
 
 impl SharedBackoff {
-    /// Whatever lies there holds as long as Redis says.
+    /// Whatever lies there holds as long as Redis says. Its words go into logs,
+    /// so they are cut to one line.
     fn read(value: &[u8], left_ms: u64) -> Self {
         let read: Self = serde_json::from_slice(value).unwrap_or_default();
-        Self { left: Duration::from_millis(left_ms), ..read }
+        let printable = |letter: &char| !letter.is_control();
+        let error = read.error.chars().filter(printable).take(LONGEST_ERROR).collect();
+        Self { error, left: Duration::from_millis(left_ms), ..read }
     }
 }
 

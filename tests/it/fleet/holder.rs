@@ -145,6 +145,21 @@ async fn sidecar_whose_solver_is_away_is_served_by_those_that_have_one_and_no_tr
     assert_eq!(fleet.solves(), 1);
 }
 
+#[tokio::test]
+async fn failure_of_a_fleet_whose_solvers_are_all_away_is_shared() {
+    let mut fleet = Fleet::start(3).await;
+    for number in 0..3 {
+        fleet.members[number] = Member::launch_without_solver(&fleet.stage, number).await;
+    }
+    fleet.settled().await;
+    let answers = fleet.refused_at_once(5).await;
+    assert!(answers.iter().flatten().all(|answer| answer.status() == 401));
+    until("the back-off to be shared", async || {
+        fleet.stage.redis().get("{chitai_gorod_token}:backoff").await.is_some()
+    })
+    .await;
+}
+
 /// A fleet of `count` whose first sidecar has a solver that refuses connections.
 async fn with_one_solver_away(count: usize) -> Fleet {
     let mut fleet = Fleet::start(count).await;

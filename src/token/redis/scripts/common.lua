@@ -59,9 +59,10 @@ local function left(key, most)
   return most
 end
 
--- How many heard it. Whoever may not use the channel looks now and then, and so do the others.
+-- How many may have heard it, the caller included. Whoever may not use the channel looks now and then, and so do the
+-- others: nobody knows how many there are.
 local function tell(event, epoch)
   local heard = redis.pcall('PUBLISH', CHANNEL, '{"event":"' .. event .. '","epoch":' .. whole(epoch) .. '}')
-  return type(heard) == 'number' and heard or 0
+  return type(heard) == 'number' and heard or 2
 end
 
