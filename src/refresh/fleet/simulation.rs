@@ -537,7 +537,7 @@ impl World {
             Some(Answer::Entrance(raw)) => {
                 let entrance = self.reader.entrance(RawEntrance::clone(raw));
                 member.last_denial = entrance.denials.last;
-                member.denied.hear(&entrance.denials.digests);
+                member.denied.hear(&entrance);
                 Some(entrance)
             }
             Some(_) => None,
