@@ -3,7 +3,8 @@
 //! A pure decision: what is stored and what is in force go in, what to do
 //! comes out.
 
-use crate::token::{Published, Source, Stored};
+use super::verifier::Opinion;
+use crate::token::{Published, Source, Stored, Token};
 
 /// Whether `source` is a store and not a door of the shop's.
 pub(super) fn is_store(source: Source) -> bool {
@@ -39,7 +40,34 @@ pub(super) enum Adoption {
     },
 }
 
-impl View<'_> {
+/// Whether a stored token that was examined may be put in force.
+pub(super) fn is_acceptable(opinion: Opinion, newer: bool) -> bool {
+    opinion == Opinion::Good || opinion == Opinion::Unknown && newer
+}
+
+/// Whether `stored` says of the token in force that it works, and how: there is
+/// nothing to write.
+pub(super) fn is_in_step(stored: &Stored, ours: &Published) -> bool {
+    let is_whole = stored.verified && !stored.foreign && stored.cookies_agree;
+    is_whole && !stored.needs_clearance && stored.token == ours.token
+}
+
+impl<'a> View<'a> {
+    /// The view of whoever has `ours` in force, `in_doubt` or not.
+    pub(super) fn of(
+        stored: Option<&'a Stored>,
+        ours: Option<&'a Published>,
+        in_doubt: bool,
+        is_usable: impl Fn(&Token) -> bool,
+    ) -> Self {
+        Self {
+            stored,
+            stored_usable: stored.is_some_and(|stored| is_usable(&stored.token)),
+            ours,
+            ours_usable: !in_doubt && ours.is_some_and(|ours| is_usable(&ours.token)),
+        }
+    }
+
     /// Decides.
     pub(super) fn decide(&self) -> Adoption {
         let Some(stored) = self.stored else {

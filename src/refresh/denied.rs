@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use super::lock;
-use crate::token::Token;
+use crate::token::{Entrance, Token};
 
 /// Enough for days of refusals; the oldest gives way.
 const MAX_DENIED: usize = 256;
@@ -28,9 +28,13 @@ impl Denied {
         self.own.add(token.digest())
     }
 
-    /// Other sidecars say that the API refuses these.
-    pub(super) fn hear(&self, digests: &[[u8; 32]]) {
-        for digest in digests {
+    /// Other sidecars say in Redis what the API refuses.
+    pub(super) fn hear(&self, entrance: &Entrance) {
+        // The numbers of refusals begin anew when Redis loses them.
+        let stored = entrance.stored.iter().filter(|_| entrance.is_denied);
+        let unverified = entrance.unverified.iter().filter(|_| entrance.is_unverified_denied);
+        let lying_there = stored.chain(unverified).map(|stored| stored.token.digest());
+        for digest in entrance.denials.digests.iter().chain(lying_there) {
             self.heard.add(digest);
         }
     }
@@ -68,6 +72,7 @@ impl Digests {
 mod tests {
     use super::super::testing::token;
     use super::*;
+    use crate::token::{Denials, Standing};
 
     #[test]
     fn the_set_is_bounded_and_forgets_the_oldest() {
@@ -87,7 +92,17 @@ mod tests {
     fn what_is_heard_is_told_apart_from_what_is_seen() {
         let denied = Denied::default();
         let token = token("heard", 60);
-        denied.hear(&[*token.digest()]);
+        denied.hear(&Entrance {
+            stored: None,
+            value: None,
+            is_denied: false,
+            unverified: None,
+            unverified_value: None,
+            is_unverified_denied: false,
+            backoff: None,
+            turn: Standing::Free,
+            denials: Denials { last: 1, digests: vec![*token.digest()] },
+        });
         assert!(denied.contains_anywhere(&token));
         assert!(!denied.contains(&token));
         assert!(denied.add(&token));

@@ -15,34 +15,18 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
-use super::adoption::{Adoption, View};
-use super::fleet::{Considered, Next, after_refusal};
+use super::adoption::{Adoption, View, is_acceptable, is_in_step};
+use super::fleet::{Considered, Next, Pace, Saving, Writing, after_refusal};
 use super::lock;
 use super::refresher::Refresher;
 use super::stores::NoAnswer;
-use super::verifier::{Opinion, Passage};
+use super::verifier::Passage;
 use crate::token::{
     Candidate, Commit, Entrance, Generation, Lease, Published, Source, Stored, Token,
 };
 
 /// From one look into Redis to the next: a value set by hand counts within 30 s.
 const POLL: Duration = Duration::from_secs(10);
-/// Pauses between tries to write to Redis.
-const FIRST_PAUSE: Duration = Duration::from_secs(2);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Refusals in a row that are answered without a pause.
-const MOST_REFUSALS: u32 = 3;
-
-/// How a try to write to Redis went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Saving {
-    /// There is nothing more to do.
-    Done,
-    /// Redis gave no answer.
-    Failed,
-    /// Redis holds something else, which is known now: to be tried again.
-    Refused,
-}
 
 impl Refresher {
     /// At start: the newest usable token of Redis and the env file, the
@@ -137,9 +121,8 @@ impl Refresher {
 
     /// The token in force is stored as one that works.
     fn note_in_step(&self, stored: &Stored, in_doubt: bool) {
-        let whole = stored.verified && !stored.foreign && stored.cookies_agree;
-        let ours = self.usable().filter(|ours| !in_doubt && ours.token == stored.token);
-        let Some(ours) = ours.filter(|_| whole && !stored.needs_clearance) else { return };
+        let ours = self.usable().filter(|ours| !in_doubt && is_in_step(stored, ours));
+        let Some(ours) = ours else { return };
         self.stores.mark_in_redis(ours.generation);
         if !ours.needs_clearance {
             self.prove(ours.generation);
@@ -152,12 +135,7 @@ impl Refresher {
         in_doubt: bool,
     ) -> (Considered, Option<Arc<Published>>) {
         let ours = self.cache.current();
-        let view = View {
-            stored,
-            stored_usable: stored.is_some_and(|stored| self.is_usable(&stored.token)),
-            ours: ours.as_deref(),
-            ours_usable: !in_doubt && ours.as_ref().is_some_and(|ours| self.is_usable(&ours.token)),
-        };
+        let view = View::of(stored, ours.as_deref(), in_doubt, |token| self.is_usable(token));
         let before = ours.as_ref().map(|ours| ours.generation);
         let adopted = match (view.decide(), stored) {
             (Adoption::WriteOurs, _) => return (Considered::WriteOurs, None),
@@ -188,9 +166,7 @@ impl Refresher {
             self.stores.note_walled(candidate);
             return None;
         }
-        let acceptable =
-            finding.opinion == Opinion::Good || finding.opinion == Opinion::Unknown && newer;
-        acceptable.then(|| finding.of(candidate))
+        is_acceptable(finding.opinion, newer).then(|| finding.of(candidate))
     }
 
     async fn consider_env_file(&self, token: Token) {
@@ -275,58 +251,54 @@ impl Refresher {
     /// there, or something better.
     pub(super) async fn keep_redis(self: Arc<Self>) {
         let mut changes = self.cache.changes();
-        let mut pause = FIRST_PAUSE;
-        let mut refusals = 0;
+        let mut pace = Pace::default();
         loop {
             changes.borrow_and_update();
             let saving = self.save_to_redis().await;
             if saving == Saving::Done {
                 self.give_back_doubtful().await;
             }
-            refusals = if saving == Saving::Refused { refusals + 1 } else { 0 };
-            if saving == Saving::Refused && refusals <= MOST_REFUSALS {
-                continue;
-            }
-            let again = if saving == Saving::Done { Duration::MAX } else { pause };
-            pause =
-                if saving == Saving::Done { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
             tokio::select! {
                 news = changes.changed() => if news.is_err() { return },
                 () = self.stores.lost.notified() => {}
-                () = sleep(again) => {}
+                () = sleep(pace.after(saving)) => {}
             }
         }
     }
 
     pub(super) async fn save_to_redis(&self) -> Saving {
-        let Some(published) = self.usable().filter(|usable| self.is_usable(&usable.token)) else {
-            self.give_back(self.fleet.settle()).await;
-            self.stores.note_redis_idle();
-            return Saving::Done;
-        };
-        let lease = self.fleet.owed_with(&published.token);
+        let ours = self.usable().filter(|usable| self.is_usable(&usable.token));
+        let lease = ours.as_ref().and_then(|ours| self.fleet.owed_with(&ours.token));
         if lease.is_none() {
-            // What was owed has been overtaken.
+            // Nothing is owed, or what was has been overtaken.
             self.give_back(self.fleet.settle()).await;
-        }
-        if !published.is_verified() {
-            let Some(lease) = lease else {
-                self.stores.note_redis_idle();
-                return Saving::Done;
-            };
-            if self.stores.share(&published, &lease, self.clock.now()).await.is_err() {
-                return Saving::Failed;
-            }
-            self.give_back(Some(lease.clone())).await;
-            self.fleet.note_shown(&published.token, lease);
-            return Saving::Done;
         }
         let saved = self.stores.in_redis.load(Ordering::Relaxed);
-        if published.generation.0 <= saved && lease.is_none() {
-            self.stores.note_redis_complete();
-            return Saving::Done;
+        match Writing::of(ours.as_ref(), lease, saved) {
+            Writing::Share(ours, lease) => self.share_with_fleet(&ours, lease).await,
+            Writing::Commit(ours, lease) => self.commit_to_redis(&ours, lease).await,
+            Writing::Complete => {
+                self.stores.note_redis_complete();
+                Saving::Done
+            }
+            Writing::Wait => {
+                self.stores.note_redis_idle();
+                Saving::Done
+            }
         }
-        let outcome = self.stores.commit(&published, lease.as_ref(), self.clock.now()).await;
+    }
+
+    async fn share_with_fleet(&self, ours: &Published, lease: Lease) -> Saving {
+        if self.stores.share(ours, &lease, self.clock.now()).await.is_err() {
+            return Saving::Failed;
+        }
+        self.give_back(Some(lease.clone())).await;
+        self.fleet.note_shown(&ours.token, lease);
+        Saving::Done
+    }
+
+    async fn commit_to_redis(&self, ours: &Published, lease: Option<Lease>) -> Saving {
+        let outcome = self.stores.commit(ours, lease.as_ref(), self.clock.now()).await;
         // A newer token than the one that was got without it has been written too.
         if matches!(outcome, Ok(Commit::Committed | Commit::Older)) {
             self.redis_is_back();
@@ -336,7 +308,7 @@ impl Refresher {
                 lease.inspect(|lease| self.fleet.settled(lease));
                 Saving::Done
             }
-            Ok(refusal) => self.after_refusal(&published, refusal, lease).await,
+            Ok(refusal) => self.after_refusal(ours, refusal, lease).await,
             Err(NoAnswer) => Saving::Failed,
         }
     }

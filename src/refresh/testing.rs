@@ -240,6 +240,11 @@ pub(super) fn issued(subject: &str, iat: u64) -> Token {
     Token::parse(&claims(&json!({ "sub": subject, "iat": iat }))).unwrap()
 }
 
+/// A token that was issued at `iat` and lives for `life` seconds.
+pub(super) fn issued_for(subject: &str, iat: u64, life: u64) -> Token {
+    Token::parse(&claims(&json!({ "sub": subject, "iat": iat, "exp": iat + life }))).unwrap()
+}
+
 fn claims(claims: &Value) -> String {
     let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
     format!("{header}.{}.c2lnbmF0dXJl", URL_SAFE_NO_PAD.encode(claims.to_string()))

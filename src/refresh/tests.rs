@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::in_step::Saving;
+use super::fleet::Saving;
 use super::run::Cause;
 use super::testing::{self, Origin, Redis, Seen, jwt};
 use super::*;
@@ -824,7 +824,7 @@ async fn a_refusal_that_joins_a_routine_run_is_not_held_up_by_its_failure_elsewh
     world.rules.forget();
     let fails = async {
         eventually(|| world.refresher.needed.load(Ordering::Relaxed)).await;
-        let left = Duration::from_secs(600);
+        let left = Duration::from_mins(10);
         let backoff = SharedBackoff { error: "x".into(), failures: 8, routine: true, epoch, left };
         assert!(other.fail(&Lease { owner, epoch }, &backoff).await.unwrap());
     };

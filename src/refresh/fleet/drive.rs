@@ -13,6 +13,7 @@ use super::super::error::{RefreshError, readable};
 use super::super::lock;
 use super::super::refresher::Refresher;
 use super::super::run::{Cause, LastRun, Outcome, Solution};
+use super::super::schedule::Pause;
 use super::super::{SourceKind, stores::NoAnswer};
 use super::turn::{Action, End, Event, Past, Situation, Turn};
 use super::{Fleet, Part};
@@ -69,7 +70,7 @@ impl Asked<'_> {
 }
 
 impl Cause {
-    fn wish(self, usable: bool) -> Wish {
+    pub(super) fn wish(self, usable: bool) -> Wish {
         match self {
             Self::ByHand => Wish::Force,
             // A run for the wall's sake may well be in vain.
@@ -265,13 +266,7 @@ impl Refresher {
     /// Asks Redis who is to solve, and hears what the API has refused elsewhere.
     pub(in crate::refresh) async fn enter(&self, request: &Request) -> Result<Entrance, NoAnswer> {
         let entrance = self.stores.enter(request).await?;
-        self.denied.hear(&entrance.denials.digests);
-        // The numbers of refusals begin anew when Redis loses them.
-        let denied = entrance.stored.iter().filter(|_| entrance.is_denied);
-        let unverified = entrance.unverified.iter().filter(|_| entrance.is_unverified_denied);
-        for stored in denied.chain(unverified) {
-            self.denied.hear(&[*stored.token.digest()]);
-        }
+        self.denied.hear(&entrance);
         if entrance.is_granted() {
             self.redis_is_back();
         }
@@ -356,14 +351,7 @@ impl Refresher {
 
     /// What the others are to know of an own failure.
     fn backoff_of(&self, error: &RefreshError) -> Option<SharedBackoff> {
-        let pause = self.schedule().pause(Instant::now())?;
-        Some(SharedBackoff {
-            error: error.to_string(),
-            failures: pause.failures,
-            routine: pause.routine,
-            left: pause.left.mul_f64(SHARED_PART),
-            epoch: 0,
-        })
+        self.schedule().pause(Instant::now()).map(|pause| shared(pause, error.to_string()))
     }
 
     /// The process ends: tells Redis what it does not know yet, and whoever waits
@@ -378,6 +366,12 @@ impl Refresher {
         };
         let _ = timeout(LEAVE, leave).await;
     }
+}
+
+/// What the others are to know of a `pause` here.
+pub(super) fn shared(pause: Pause, error: String) -> SharedBackoff {
+    let Pause { failures, routine, left } = pause;
+    SharedBackoff { error, failures, routine, left: left.mul_f64(SHARED_PART), epoch: 0 }
 }
 
 /// Says once in a run that another sidecar takes long.

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::lock;
 use crate::token::{Generation, Lease, Owner, SharedBackoff, Token};
 
-pub(super) use keeping::{Considered, Next, after_refusal};
+pub(super) use keeping::{Considered, Next, Pace, Saving, Writing, after_refusal};
 pub(super) use turn::ALONE_PAUSE;
 use turn::Past;
 

@@ -43,6 +43,21 @@ pub(crate) enum Answer {
     Outcome(&'static str),
 }
 
+/// A fault on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    #[default]
+    None,
+    /// A commit need not come from whoever has the lease.
+    Unfenced,
+    /// A commit may replace what is newer.
+    Ageless,
+    /// The next holder gets no epoch of its own.
+    Epochless,
+    /// A lease never lapses.
+    Immortal,
+}
+
 /// The keys of a server, by their place in `KEYS`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
@@ -53,14 +68,13 @@ pub(crate) struct Model {
     pub(crate) listeners: usize,
     /// How many notices have gone out, and the last one.
     pub(crate) told: (u64, Option<(&'static str, u64)>),
-    /// A fault on purpose: commits are not checked against lease and epoch.
-    unfenced: bool,
+    flaw: Flaw,
 }
 
 impl Model {
     /// An empty server.
-    pub(crate) fn with_fault(unfenced: bool) -> Self {
-        Self { unfenced, ..Self::default() }
+    pub(crate) fn with_flaw(flaw: Flaw) -> Self {
+        Self { flaw, ..Self::default() }
     }
 
     /// Lets time pass until `now`, in milliseconds.
@@ -144,9 +158,11 @@ impl Model {
                 ("held", self.left_of_what_lapses(LEASE, lease))
             }
             None if *wish == "force" || *wish != "none" && !has_news && !held_up => {
-                let epoch = self.last_epoch().max(meta.as_ref().map_or(0, epoch_of)) + 1;
+                let step = u64::from(self.flaw != Flaw::Epochless);
+                let epoch = self.last_epoch().max(meta.as_ref().map_or(0, epoch_of)) + step;
                 self.put(EPOCH, Content::Text(epoch.to_string().into()), None);
                 self.put(LEASE, Content::Text((*owner).into()), Some(lease));
+                self.expire(LEASE, lease);
                 self.wait_no_more(owner);
                 ("granted", epoch)
             }
@@ -238,7 +254,7 @@ impl Model {
         let same = stored.as_deref() == Some(token.as_bytes());
         let verified = meta.as_ref().is_some_and(|meta| meta["verified"] == Value::Bool(true));
         let whole = same && verified && self.text(COOKIES) == Some(cookies.as_bytes());
-        if !owner.is_empty() && !self.unfenced {
+        if !owner.is_empty() && self.flaw != Flaw::Unfenced {
             match (held, whole && stored_epoch == epoch) {
                 (false, true) => return "committed",
                 (false, false) => return "lost",
@@ -247,7 +263,7 @@ impl Model {
             }
         }
         let other = stored.filter(|stored| !same && ValueId::of(stored).as_str() != *seen);
-        if other.is_some() && !self.unfenced {
+        if other.is_some() && self.flaw != Flaw::Ageless {
             let Some(meta) = &meta else { return "foreign" };
             let (theirs, ours) = (issued_of(meta), issued.parse().unwrap_or(-1));
             let older = theirs > ours || owner.is_empty() && theirs == ours;
@@ -378,8 +394,9 @@ impl Model {
 
     fn expire(&mut self, key: usize, life: u64) {
         let ends = self.now + life;
+        let immortal = key == LEASE && self.flaw == Flaw::Immortal;
         if let Some(cell) = self.cells.get_mut(&key) {
-            cell.ends = Some(ends);
+            cell.ends = Some(ends).filter(|_| !immortal);
         }
     }
 
