@@ -12,8 +12,8 @@ ENV RUSTFLAGS="-C target-feature=+crt-static"
 
 # The dependencies, in a layer of their own: only Cargo.toml and Cargo.lock rebuild it.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir -p src tests/it \
- && echo 'fn main() {}' | tee src/main.rs > tests/it/main.rs \
+RUN mkdir -p src tests/it benches \
+ && echo 'fn main() {}' | tee src/main.rs benches/hot.rs benches/instructions.rs benches/proxy.rs > tests/it/main.rs \
  && touch src/lib.rs \
  && cargo build --release --locked --target "$(cat target-triple)"
 

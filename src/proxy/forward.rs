@@ -28,11 +28,11 @@ use super::replay::{Replay, ReplayBody};
 use super::service::{Answer, ClientConnection, Next};
 use super::tunnel::Switched;
 use super::{Proxy, Settings};
-use crate::hints::Hint;
+use crate::hints::{Hint, Hints};
 use crate::metrics::{Limit, ReplayOutcome};
 use crate::net::{Place, Reach, Upstream, UpstreamKey};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
-use crate::token::Published;
+use crate::token::{Clock, Published};
 
 /// Bytes of a refusal that are kept during a hold, so that its connection is free.
 const KEPT_ANSWER: usize = 64 * 1024;
@@ -58,7 +58,7 @@ pub(super) struct Outbound {
 
 /// What becomes of the client's credentials.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Credentials {
+pub(super) enum Credentials {
     /// They are the client's own affair, and a 401 on them is, too.
     Keep,
     /// Ours take their place; `add`: also where the client brought none.
@@ -108,14 +108,21 @@ fn upgrade_of(parts: &mut Parts) -> Option<OnUpgrade> {
     upgrade.filter(|_| parts.method == Method::GET && switches_to_websocket(&parts.headers))
 }
 
-fn credentials_of(headers: &HeaderMap, proxy: &Proxy, client: IpAddr) -> Credentials {
-    let Settings { authorization, token_cookies, .. } = &proxy.settings;
+/// What becomes of the credentials in `headers`; a hint tells of a token of the
+/// `client` that has expired.
+pub(super) fn credentials_of(
+    headers: &HeaderMap,
+    settings: &Settings,
+    clock: &Clock,
+    hints: &Hints,
+    client: IpAddr,
+) -> Credentials {
+    let Settings { authorization, token_cookies, .. } = settings;
     // Only where a personal one may stay is the client's own token read.
-    let own = authorization
-        .keep_personal
-        .then(|| OwnToken::of(headers, token_cookies, proxy.clock.now()));
+    let own =
+        authorization.keep_personal.then(|| OwnToken::of(headers, token_cookies, clock.now()));
     if let Some(OwnToken::Expired { personal }) = own {
-        proxy.hints.tell(&Hint::stale(client, personal));
+        hints.tell(&Hint::stale(client, personal));
     }
     let add = authorization.always;
     if own == Some(OwnToken::Personal) {
@@ -152,7 +159,8 @@ impl<'a> Exchange<'a> {
     ) -> Self {
         // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
         let credentials = if to.with_token && parts.method != Method::TRACE {
-            credentials_of(&parts.headers, proxy, client.address.ip())
+            let Proxy { settings, clock, hints, .. } = proxy;
+            credentials_of(&parts.headers, settings, clock, hints, client.address.ip())
         } else {
             Credentials::Keep
         };

@@ -12,6 +12,9 @@
 //! - A request that is answered is sent at most twice.
 //! - A panic ends the connection that it happened on, and no other.
 
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod body;
 mod credentials;
 mod error;
