@@ -254,7 +254,7 @@ mod tests {
             write.write_all(&bytes).await.unwrap();
             write.shutdown().await.unwrap();
         };
-        let (_, heard) = tokio::join!(say, read.read_to_end(&mut came));
+        let ((), heard) = tokio::join!(say, read.read_to_end(&mut came));
         heard.unwrap();
         came
     }
