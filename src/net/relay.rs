@@ -7,7 +7,7 @@
 //!
 //! - Buffers and pipes are held only while bytes are in them: a relay that rests
 //!   costs two sockets.
-//! - A worker has [`MOST_PIPES`] at most. Where there is none, it is copied.
+//! - A worker has 64 pipes at most. Where there is none, it is copied.
 
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
