@@ -86,7 +86,7 @@ impl<'a> View<'a> {
         // What passes there need not pass the wall here.
         let wall = stored.needs_clearance || self.ours.is_some_and(|ours| ours.needs_clearance);
         let proven = stored.verified && !stored.foreign && !wall;
-        match (newer, stored.foreign || !self.ours_usable, proven) {
+        match (newer, stored.by_hand || !self.ours_usable, proven) {
             (true, _, true) => Adoption::Take,
             (true, _, false) | (false, true, _) => Adoption::Examine { newer },
             // Redis has lost the newer one.
@@ -124,6 +124,7 @@ mod tests {
             clearance: Clearance::default(),
             needs_clearance: false,
             foreign,
+            by_hand: foreign,
             verified,
             cookies_agree: true,
         }

@@ -103,7 +103,7 @@ impl Refresher {
             && *lock(&self.stores.passed_over) == entrance.value
         {
             // Older than ours, as was seen at start.
-            stored.foreign = false;
+            (stored.foreign, stored.by_hand) = (false, false);
         }
         let stored = stored.as_ref();
         if let Some(stored) = stored {
@@ -374,7 +374,8 @@ impl Refresher {
 
 fn stored_candidate(stored: &Stored) -> Candidate {
     let clearance = Arc::new(stored.clearance.clone());
-    Candidate::new(stored.token.clone(), Source::Redis).with_clearance(clearance, false)
+    let candidate = Candidate::new(stored.token.clone(), Source::Redis).by_hand(stored.by_hand);
+    candidate.with_clearance(clearance, false)
 }
 
 fn tell_adopted(published: &Published) {

@@ -639,6 +639,26 @@ async fn a_good_value_set_by_hand_is_adopted_whatever_its_age() {
 }
 
 #[tokio::test]
+async fn an_older_value_set_by_hand_is_adopted_by_the_whole_fleet() {
+    let redis = Redis::start().await;
+    let [first, second] = [world_with(&redis).await, world_with(&redis).await];
+    let ours = first.publish(true);
+    eventually_in(&redis, &ours.token).await;
+    second.rules.accept(ours.token.expose());
+    second.refresher.reload_stores().await;
+    assert_eq!(second.cache.current().unwrap().token, ours.token);
+    let token = set_by_hand(&redis, "by hand").await;
+    for world in [&first, &second] {
+        world.rules.accept(token.expose());
+        world.refresher.reload_stores().await;
+        assert_eq!(world.cache.current().unwrap().token, token);
+        // With metadata by now, which do not make it one among others.
+        let stored = eventually_in(&redis, &token).await;
+        assert!(stored.by_hand && stored.verified);
+    }
+}
+
+#[tokio::test]
 async fn a_bad_value_set_by_hand_is_examined_once_and_replaced() {
     let redis = Redis::start().await;
     let world = world_with(&redis).await;

@@ -42,6 +42,8 @@ pub struct Candidate {
     pub needs_clearance: bool,
     /// Whether the verifier has confirmed it.
     pub verified: bool,
+    /// Whether somebody has put it into Redis by hand.
+    pub by_hand: bool,
     /// Since when it is in force, if it is already.
     since: Option<Generation>,
 }
@@ -51,13 +53,20 @@ impl Candidate {
     #[must_use]
     pub fn new(token: Token, source: Source) -> Self {
         let clearance = Arc::default();
-        Self { token, source, clearance, needs_clearance: false, verified: false, since: None }
+        let (needs_clearance, verified, by_hand) = (false, false, false);
+        Self { token, source, clearance, needs_clearance, verified, by_hand, since: None }
     }
 
     /// The same with what the verifier says.
     #[must_use]
     pub fn verified(self, verified: bool) -> Self {
         Self { verified, ..self }
+    }
+
+    /// The same, put into Redis by hand or not.
+    #[must_use]
+    pub fn by_hand(self, by_hand: bool) -> Self {
+        Self { by_hand, ..self }
     }
 
     /// The same with cookies and user-agent, which it may need or not.
@@ -83,6 +92,9 @@ pub struct Published {
     pub clearance: Arc<Clearance>,
     /// Whether it works only with these.
     pub needs_clearance: bool,
+    /// Whether somebody has put it into Redis by hand: then it counts whatever its
+    /// age.
+    pub by_hand: bool,
     /// When it was published.
     pub published_at: Timestamp,
     /// Set by the publisher, or later by [`TokenCache::confirm`]; never unset.
@@ -105,6 +117,7 @@ impl Published {
             clearance: Arc::clone(&self.clearance),
             needs_clearance: self.needs_clearance,
             verified: self.is_verified(),
+            by_hand: self.by_hand,
             since: Some(self.since),
         }
     }
@@ -162,6 +175,7 @@ impl TokenCache {
             source: candidate.source,
             clearance: candidate.clearance,
             needs_clearance: candidate.needs_clearance,
+            by_hand: candidate.by_hand,
             published_at: now,
             verified: AtomicBool::new(candidate.verified),
         });

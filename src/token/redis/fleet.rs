@@ -553,6 +553,7 @@ impl Unverified {
             clearance: Clearance::new(cookies, unverified.user_agent.as_deref()),
             needs_clearance: unverified.clearance,
             foreign: false,
+            by_hand: false,
             verified: false,
             cookies_agree: true,
         })

@@ -82,6 +82,8 @@ pub struct Stored {
     pub needs_clearance: bool,
     /// Another program has put the token there: no metadata of ours fits it.
     pub foreign: bool,
+    /// Somebody has put it there by hand, be it that a sidecar has adopted it since.
+    pub by_hand: bool,
     /// The sidecar that saved the token had it verified.
     pub verified: bool,
     /// The cookies are readable and hold the same token.
@@ -102,6 +104,8 @@ struct Metadata {
     verified: bool,
     #[serde(default)]
     clearance: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    by_hand: bool,
     #[serde(default)]
     user_agent: Option<String>,
     #[serde(default)]
@@ -210,6 +214,7 @@ impl RedisStore {
             clearance: Clearance::new(cookies.unwrap_or_default(), user_agent),
             needs_clearance: metadata.as_ref().is_some_and(|metadata| metadata.clearance),
             foreign: metadata.is_none(),
+            by_hand: metadata.as_ref().is_none_or(|metadata| metadata.by_hand),
             verified: metadata.is_some_and(|metadata| metadata.verified),
             cookies_agree,
         }
@@ -263,6 +268,7 @@ impl Metadata {
             exp: token.expires_at().map(|time| time.0),
             verified: published.is_verified(),
             clearance: published.needs_clearance,
+            by_hand: published.by_hand,
             user_agent: user_agent.map(str::to_owned),
             saved_at: now.0,
         }
