@@ -11,13 +11,12 @@ use hyper::body::Incoming;
 
 pub use super::replay::BodyError;
 
-use super::credentials::OwnCookies;
-use super::forward::{Credentials, credentials_of};
+use super::forward::{Credentials, credentials_of, rewrite_of};
 use super::headers::{Rewrite, for_upstream};
 use super::replay::Replay;
 use super::{Memory, Settings, gate};
 use crate::hints::Hints;
-use crate::token::{Clock, Published, TokenCache};
+use crate::token::{Clock, TokenCache};
 
 /// Whether the gate lets the head pass.
 #[must_use]
@@ -48,19 +47,8 @@ impl Ground {
         let credentials = credentials_of(from, settings, clock, hints, client);
         let current = cache.current().filter(|current| current.token.is_live(clock.now()));
         let with = current.as_deref().filter(|_| credentials != Credentials::Keep);
-        let rewrite = Rewrite {
-            token: with.map(|published| &published.token),
-            clearance: with.and_then(Published::needed_clearance),
-            add: credentials == Credentials::Replace { add: true },
-            own: OwnCookies {
-                names: &settings.token_cookies,
-                keep_personal_at: settings.authorization.keep_personal.then(|| clock.now()),
-            },
-            host: Some(host),
-            expect: true,
-            upgrade: false,
-        };
-        for_upstream(from, &rewrite)
+        let rewrite = rewrite_of(settings, clock, credentials, with);
+        for_upstream(from, &Rewrite { host: Some(host), ..rewrite })
     }
 }
 

@@ -135,6 +135,28 @@ pub(super) fn credentials_of(
     }
 }
 
+/// What becomes of a head where `credentials` are due and the token, if any, is
+/// that of `with`.
+pub(super) fn rewrite_of<'a>(
+    settings: &'a Settings,
+    clock: &Clock,
+    credentials: Credentials,
+    with: Option<&'a Published>,
+) -> Rewrite<'a> {
+    Rewrite {
+        token: with.map(|published| &published.token),
+        clearance: with.and_then(Published::needed_clearance),
+        add: credentials == Credentials::Replace { add: true },
+        own: OwnCookies {
+            names: &settings.token_cookies,
+            keep_personal_at: settings.authorization.keep_personal.then(|| clock.now()),
+        },
+        host: None,
+        expect: true,
+        upgrade: false,
+    }
+}
+
 /// A request with all that it takes to send it twice.
 pub(super) struct Exchange<'a> {
     proxy: &'a Proxy,
@@ -390,20 +412,9 @@ impl<'a> Exchange<'a> {
     }
 
     fn rewrite<'b>(&'b self, with: Option<&'b Published>, expect: bool) -> Rewrite<'b> {
-        let settings = &self.proxy.settings;
-        let keeps = settings.authorization.keep_personal;
-        Rewrite {
-            token: with.map(|published| &published.token),
-            clearance: with.and_then(Published::needed_clearance),
-            add: self.credentials == Credentials::Replace { add: true },
-            own: OwnCookies {
-                names: &settings.token_cookies,
-                keep_personal_at: keeps.then(|| self.proxy.clock.now()),
-            },
-            host: self.to.host.as_ref(),
-            expect,
-            upgrade: self.upgrade.is_some(),
-        }
+        let Proxy { settings, clock, .. } = self.proxy;
+        let (host, upgrade) = (self.to.host.as_ref(), self.upgrade.is_some());
+        Rewrite { host, expect, upgrade, ..rewrite_of(settings, clock, self.credentials, with) }
     }
 
     fn refusal(&self, objection: Objection, sent: &Sent) -> Refusal {
