@@ -60,7 +60,14 @@ impl Drop for Asked<'_> {
     }
 }
 
-impl Asked<'_> {
+impl<'a> Asked<'a> {
+    /// By whoever asked last, if that is still unanswered.
+    fn of(fleet: &'a Fleet) -> Self {
+        let doubtful = fleet.take_doubtful();
+        let unanswered = doubtful.is_some();
+        Self { fleet, owner: doubtful.unwrap_or_else(Owner::random), unanswered }
+    }
+
     /// Nothing more is asked for.
     fn tell(&mut self) {
         if std::mem::take(&mut self.unanswered) {
@@ -89,10 +96,10 @@ impl Refresher {
         cause: Cause,
     ) -> Result<Arc<Published>, RefreshError> {
         let before = *lock(&self.fleet.past);
-        let owner = self.fleet.take_doubtful().unwrap_or_else(Owner::random);
-        let mut turn = self.new_turn(cause, owner.clone(), before);
+        let asked = Asked::of(&self.fleet);
+        let mut turn = self.new_turn(cause, asked.owner.clone(), before);
         let mut gains = Gains {
-            asked: Asked { fleet: &self.fleet, owner, unanswered: false },
+            asked,
             notices: self.stores.notices(),
             entrance: None,
             adopted: None,
@@ -141,9 +148,11 @@ impl Refresher {
         if let Some(notices) = &mut gains.notices {
             notices.mark_unchanged();
         }
-        gains.asked.unanswered |= request.wish != Wish::None;
+        let wants_it = request.wish != Wish::None;
+        gains.asked.unanswered |= wants_it;
         let entrance = self.enter(request).await.ok();
-        gains.asked.unanswered &= entrance.is_none();
+        // An answer to a mere look says nothing of an earlier question.
+        gains.asked.unanswered &= entrance.is_none() || !wants_it;
         if let Some(entrance) = &entrance {
             debug!(turn = ?entrance.turn, wish = ?request.wish, "fleet asked");
         }
