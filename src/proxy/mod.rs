@@ -1,8 +1,8 @@
 //! The life of a request: from a client's connection to its answer.
 //!
-//! `service` picks the route, `sni` does where no HTTP comes before TLS;
-//! `tunnel` copies bytes, `intercept` ends TLS and hands the inner requests on,
-//! `forward` sends a request with the token, holds it when the token is
+//! `service` serves a connection, `way` picks the route of a request, `sni` does
+//! where no HTTP comes before TLS; `tunnel` leads bytes both ways, `intercept`
+//! ends TLS and hands the inner requests on, `forward` sends a request with the token, holds it when the token is
 //! refused, and replays it. Each request passes each of these files once.
 //!
 //! # Invariants
@@ -34,6 +34,7 @@ mod service;
 mod sni;
 mod tunnel;
 mod watch;
+mod way;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One worker's service: takes a connection, picks the route of each request.
+//! One worker's service: takes a connection, and answers its requests.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -10,11 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT,
-};
+use http::header::{CONNECTION, CONTENT_TYPE};
 use http::request::Parts;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::{self, UpgradeableConnection};
@@ -26,20 +24,18 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::debug;
 
+use super::Proxy;
 use super::body::AnswerBody;
-use super::credentials::{presents, presents_any, without_basic};
 use super::error::ProxyError;
-use super::forward::{Exchange, Outbound, count_hop, expectant};
+use super::forward::expectant;
 use super::head::{HeadWatch, Inspected, Resettable, Subject};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
 use super::watch::{Answering, Watch, Watches};
-use super::{Proxy, gate};
-use crate::config::normalize_host;
-use crate::hints::{self, Hint, LocalHost};
+use super::way::route_of;
 use crate::metrics::{Limit, Route, Shard};
-use crate::net::{Client, DialError, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
+use crate::net::{Client, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 
 /// How long a client that has only just come when the drain begins may take for
 /// each step up to its first request. To it the connection stands, so an end of
@@ -64,9 +60,6 @@ const OTHERS_IDLE: usize = 8;
 
 /// Longest silence in a stream of events.
 const EVENTS_PATIENCE: Duration = Duration::from_mins(10);
-
-const WELL_KNOWN_CA: &str = "/.well-known/token-sidecar/ca.pem";
-const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
 
 /// The content type of server-sent events.
 const EVENT_STREAM: &[u8] = b"text/event-stream";
@@ -172,28 +165,6 @@ impl Turns {
         let patience = patience(&answer, self.patience);
         let answering = self.watch.answer_begun(patience, ends_by_closing);
         answer.map(|body| Guarded::new(body, answering))
-    }
-}
-
-/// Where a request leads.
-pub(super) enum Way<'a> {
-    /// It is answered here.
-    Here(Box<Answer>),
-    /// To an upstream.
-    Upstream(Box<Exchange<'a>>),
-}
-
-impl Way<'_> {
-    /// The answer that comes from there.
-    ///
-    /// # Errors
-    ///
-    /// [`ProxyError`]: none came about, or the request's hold ended.
-    pub(super) async fn answer(self) -> Result<Answer, ProxyError> {
-        match self {
-            Self::Here(answer) => Ok(*answer),
-            Self::Upstream(mut exchange) => exchange.run().await,
-        }
     }
 }
 
@@ -399,149 +370,7 @@ impl Service {
         self.shard.request(route, answer.status().as_u16(), started.elapsed());
     }
 
-    /// CONNECT: an API host is intercepted, another one dialled.
-    async fn connect(
-        &self,
-        mut request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
-        route: &mut Route,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
-        let on_upgrade = hyper::upgrade::on(&mut request);
-        let (parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        head?;
-        gate::check(&parts)?;
-        self.check_proxy_auth(&parts)?;
-        let Some((host, port)) = address_of(&parts.uri, None) else {
-            return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
-        };
-        let next = if let Some(origin) = self.proxy.origins.by_address(&host, port) {
-            *route = Route::Intercept;
-            let by_doctor = parts.headers.get(USER_AGENT) == Some(&hints::DOCTOR);
-            Next::Intercept(Tunnelled { host, origin, route: *route, by_doctor })
-        } else {
-            let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await;
-            Next::Tunnel(upstream.inspect_err(|error| self.proxy.hint_at_local(&host, error))?)
-        };
-        client.becomes(on_upgrade, next);
-        Ok(Response::new(AnswerBody::made("")))
-    }
-
-    /// Where a request leads that is no CONNECT.
-    fn way<'a>(
-        &'a self,
-        request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
-        route: &mut Route,
-        client: &'a ClientConnection,
-    ) -> Result<Way<'a>, ProxyError> {
-        let (mut parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        let subject = head?;
-        gate::check(&parts)?;
-        let to = if parts.uri.scheme().is_some() {
-            self.absolute(&mut parts, subject, route)?
-        } else if let Some(file) = self.well_known(&parts) {
-            return Ok(Way::Here(Box::new(file)));
-        } else {
-            self.gateway(&mut parts)?
-        };
-        self.to_upstream(parts, body, to, client)
-    }
-
-    /// The way to an upstream, of a request that passed the gate and whose target
-    /// is in origin-form or `*`.
-    pub(super) fn to_upstream<'a>(
-        &'a self,
-        mut parts: Parts,
-        body: Incoming,
-        to: Outbound,
-        client: &'a ClientConnection,
-    ) -> Result<Way<'a>, ProxyError> {
-        Ok(match count_hop(&mut parts)? {
-            Some(answer) => Way::Here(Box::new(answer)),
-            None => Way::Upstream(Box::new(Exchange::new(&self.proxy, parts, body, to, client))),
-        })
-    }
-
-    /// An absolute-form target: to the API with the token, else without.
-    fn absolute(
-        &self,
-        parts: &mut Parts,
-        subject: Subject,
-        route: &mut Route,
-    ) -> Result<Outbound, ProxyError> {
-        self.check_proxy_auth(parts)?;
-        let uri = std::mem::take(&mut parts.uri);
-        parts.uri = subject.target(&uri);
-        let tls = uri.scheme_str() == Some("https");
-        let default_port = if tls { 443 } else { 80 };
-        let Some((host, port)) = address_of(&uri, Some(default_port)) else {
-            return Err(ProxyError::BadRequest("the target names no host"));
-        };
-        if let Some(origin) = self.proxy.origins.by_address(&host, port) {
-            return Ok(self.to_api(origin));
-        }
-        *route = Route::Passthrough;
-        Ok(Outbound {
-            upstream: self.other(UpstreamKey { host, port, tls, reach: Reach::Client }),
-            // RFC 9112 §3.2.2: the target's authority is the Host.
-            host: uri.authority().and_then(|it| HeaderValue::try_from(it.as_str()).ok()),
-            with_token: false,
-            observed: false,
-        })
-    }
-
-    /// The files for a parser's trust.
-    fn well_known(&self, parts: &Parts) -> Option<Answer> {
-        let settings = &self.proxy.settings;
-        match parts.uri.path() {
-            WELL_KNOWN_CA => Some(pem_file(&parts.method, &settings.ca_pem)),
-            WELL_KNOWN_BUNDLE => Some(pem_file(&parts.method, &settings.bundle_pem)),
-            _ => None,
-        }
-    }
-
-    /// An origin-form target: the gateway.
-    fn gateway(&self, parts: &mut Parts) -> Result<Outbound, ProxyError> {
-        if let Some(expected) = &self.proxy.settings.proxy_auth {
-            let headers = &parts.headers;
-            let fields = [&AUTHORIZATION, &PROXY_AUTHORIZATION];
-            if !fields.iter().any(|field| presents(headers, field, expected)) {
-                let given = fields.iter().any(|field| presents_any(headers, field));
-                return Err(ProxyError::AuthRequired { gateway: true, given });
-            }
-            parts.headers = without_basic(headers, expected);
-        }
-        let path = parts.uri.path();
-        let origin = self.proxy.origins.by_gateway(parts.headers.get(HOST), path);
-        origin
-            .map(|origin| self.to_api(origin))
-            .ok_or_else(|| ProxyError::NoSuchOrigin { path: path.to_owned() })
-    }
-
-    /// The way to API origin `index`, with the `Host` that it expects.
-    fn to_api(&self, index: usize) -> Outbound {
-        Outbound {
-            upstream: Rc::clone(&self.api[index]),
-            host: Some(self.proxy.origins.host_field(index).clone()),
-            with_token: true,
-            observed: false,
-        }
-    }
-
-    fn check_proxy_auth(&self, parts: &Parts) -> Result<(), ProxyError> {
-        match &self.proxy.settings.proxy_auth {
-            Some(expected) if !presents(&parts.headers, &PROXY_AUTHORIZATION, expected) => {
-                let given = presents_any(&parts.headers, &PROXY_AUTHORIZATION);
-                Err(ProxyError::AuthRequired { gateway: false, given })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn other(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
+    pub(super) fn other(&self, key: UpstreamKey) -> Rc<Upstream<ReplayBody>> {
         let mut others = self.others.borrow_mut();
         if let Some(known) = others.get(&key) {
             return Rc::clone(known);
@@ -575,19 +404,6 @@ impl Service {
                 upstream.close_idle();
                 !upstream.is_unused()
             });
-        }
-    }
-}
-
-impl Proxy {
-    /// Tells of a host that no client should reach through a proxy, unless the
-    /// operator lets it.
-    pub(super) fn hint_at_local(&self, host: &str, error: &DialError) {
-        // One that is allowed can at worst be down.
-        if !matches!(error, DialError::Connect { .. } | DialError::Timeout { .. })
-            && let Some(host) = LocalHost::of(host)
-        {
-            self.hints.tell(&Hint::NoProxy(host));
         }
     }
 }
@@ -658,34 +474,4 @@ fn patience(answer: &Answer, upstream: Duration) -> Duration {
         .get(..EVENT_STREAM.len())
         .is_some_and(|start| start.eq_ignore_ascii_case(EVENT_STREAM));
     if is_stream { upstream.max(EVENTS_PATIENCE) } else { upstream }
-}
-
-fn route_of(method: &Method, uri: &Uri) -> Route {
-    if method == Method::CONNECT {
-        Route::Tunnel
-    } else if uri.scheme().is_some() {
-        Route::Absolute
-    } else {
-        Route::Gateway
-    }
-}
-
-/// The normalized host and the port that `uri` leads to.
-pub(super) fn address_of(uri: &Uri, default_port: Option<u16>) -> Option<(String, u16)> {
-    let authority = uri.authority()?;
-    Some((normalize_host(authority.host()), authority.port_u16().or(default_port)?))
-}
-
-fn pem_file(method: &Method, pem: &bytes::Bytes) -> Answer {
-    const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD");
-    if method != Method::GET && method != Method::HEAD {
-        let mut answer = ProxyError::BadRequest("this file can only be read").into_response();
-        *answer.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
-        answer.headers_mut().insert(http::header::ALLOW, ALLOWED);
-        return answer;
-    }
-    let mut answer = Response::new(AnswerBody::made(pem.clone()));
-    let kind = HeaderValue::from_static("application/x-pem-file");
-    answer.headers_mut().insert(CONTENT_TYPE, kind);
-    answer
 }
