@@ -34,6 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::seat::{Seat, Seated, Slow, Taken, data_length};
+use super::spelling::{Heads, Spelled};
 use super::{DialError, Dialer, Reach};
 use crate::metrics::{Metrics, Shard};
 
@@ -94,6 +95,7 @@ pub struct Upstream<B> {
 struct Connection<B> {
     sender: SendRequest<Seated<B>>,
     task: AbortOnDropHandle<()>,
+    heads: Arc<Heads>,
 }
 
 impl<B> Connection<B> {
@@ -235,8 +237,10 @@ where
     async fn open(&self) -> Result<Connection<B>, SendError> {
         let UpstreamKey { host, port, tls, reach } = &self.key;
         let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
+        let heads = Arc::default();
+        let stream = Spelled::new(stream, &heads);
         let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(true)
+            .title_case_headers(true)
             .max_headers(MAX_FIELDS)
             .handshake(TokioIo::new(stream))
             .await?;
@@ -245,7 +249,7 @@ where
                 debug!(%error, "upstream connection ended");
             }
         });
-        Ok(Connection { sender, task: AbortOnDropHandle::new(task) })
+        Ok(Connection { sender, task: AbortOnDropHandle::new(task), heads })
     }
 
     fn put_back(&self, connection: Connection<B>) {
@@ -355,12 +359,18 @@ where
         request: Request<Seated<B>>,
     ) -> Result<Response<Incoming>, Unanswered<B>> {
         self.seat.uses(connection.task.abort_handle());
+        connection.heads.request(request.extensions().get().cloned());
         let response = connection.sender.try_send_request(request).await;
+        let spelling = connection.heads.answer();
         self.connection = Some(connection);
-        response.map_err(|mut error| {
+        let mut response = response.map_err(|mut error| {
             let unsent = error.take_message();
             Unanswered { unsent, error: error.into_error() }
-        })
+        })?;
+        if let Some(spelling) = spelling {
+            response.extensions_mut().insert(spelling);
+        }
+        Ok(response)
     }
 }
 

@@ -406,7 +406,7 @@ impl<'a> Exchange<'a> {
             // Else hyper takes a GET or HEAD for one without a body.
             request.headers_mut().insert(TRANSFER_ENCODING, CHUNKED);
         }
-        // hyper keeps the spelling of field names there.
+        // The spelling of field names is there.
         *request.extensions_mut() = self.parts.extensions.clone();
         if waits { when_asked_for(request) } else { request }
     }

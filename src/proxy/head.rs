@@ -10,8 +10,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
-use crate::net::origin_form;
+use crate::net::{NextHead, Respelled, Spelling, end_of_head, lines, origin_form};
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
@@ -96,6 +96,10 @@ pub(super) struct HeadWatch {
     /// The connection is another protocol's.
     switched: AtomicBool,
     seen: AtomicU8,
+    /// How the request is spelled.
+    spelling: Mutex<Option<Spelling>>,
+    /// The answer's.
+    answer: Arc<NextHead>,
     reader: AtomicWaker,
 }
 
@@ -105,6 +109,16 @@ impl HeadWatch {
         self.busy.store(true, Ordering::Relaxed);
         let seen = self.seen.swap(Oddity::None as u8, Ordering::Relaxed);
         Oddity::ALL[usize::from(seen)].judge()
+    }
+
+    /// How the head that was parsed is spelled, unless that is Title-Case.
+    pub(super) fn take_spelling(&self) -> Option<Spelling> {
+        self.spelling.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The answer that will be written is spelled so.
+    pub(super) fn answer_is_spelled(&self, spelling: Option<Spelling>) {
+        self.answer.is_spelled(spelling);
     }
 
     /// The answer is on its way: what comes now is the next head.
@@ -158,6 +172,7 @@ pub(super) struct Inspected<I: Resettable> {
     reserved: Reserved,
     /// Read together with an earlier message.
     early: Bytes,
+    out: Respelled,
 }
 
 /// What the next bytes are.
@@ -189,6 +204,7 @@ impl<I: Resettable> Inspected<I> {
             partial: Vec::new(),
             reserved: memory.reserve_none(),
             early: Bytes::new(),
+            out: Respelled::new(&head.answer),
         }
     }
 
@@ -201,7 +217,7 @@ impl<I: Resettable> Inspected<I> {
     where
         I: Unpin,
     {
-        Pin::new(self.stream.as_mut().expect("a stream that is still read"))
+        pinned(&mut self.stream)
     }
 
     /// Looks at `bytes`, and says how many of them hyper may have now.
@@ -277,6 +293,8 @@ impl<I: Resettable> Inspected<I> {
         self.reserved.release();
         let (oddity, due) = judge(head);
         self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
+        let mut spelling = self.head.spelling.lock().unwrap_or_else(PoisonError::into_inner);
+        *spelling = Spelling::of(head);
     }
 
     fn tell(&mut self, oddity: Oddity, due: Due) {
@@ -322,26 +340,13 @@ impl<I: AsyncRead + Resettable + Unpin> AsyncRead for Inspected<I> {
     }
 }
 
-impl<I: AsyncWrite + Resettable + Unpin> Inspected<I> {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Ready(Ok(_)) => self.watch.taken(),
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.watch.not_taken(),
-        }
-        written
-    }
-}
-
 impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = this.stream().poll_write(cx, buf);
-        this.note(written)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -349,17 +354,23 @@ impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = this.stream().poll_write_vectored(cx, bufs);
-        this.note(written)
+        let Self { stream, out, watch, .. } = self.get_mut();
+        let written = out.poll_write(pinned(stream), cx, bufs);
+        match &written {
+            Poll::Ready(Ok(_)) => watch.taken(),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => watch.not_taken(),
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.out.flushing();
         let flushed = this.stream().poll_flush(cx);
         match &flushed {
             Poll::Ready(_) => this.watch.all_taken(),
@@ -382,6 +393,10 @@ impl<I: Resettable> Drop for Inspected<I> {
             stream.reset();
         }
     }
+}
+
+fn pinned<I: Unpin>(stream: &mut Option<I>) -> Pin<&mut I> {
+    Pin::new(stream.as_mut().expect("a stream that is not taken out"))
 }
 
 /// Where a chunked body is (RFC 9112 §7.1). Only its end is of interest here:
@@ -446,16 +461,6 @@ impl Chunks {
     }
 }
 
-/// Where the head ends, its empty line included; lines may end in a bare LF
-/// (RFC 9112 §2.2).
-fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    memchr::memchr_iter(b'\n', bytes).find_map(|at| match bytes[at + 1..] {
-        [b'\n', ..] => Some(at + 2),
-        [b'\r', b'\n', ..] => Some(at + 3),
-        _ => None,
-    })
-}
-
 /// What is odd about `head`, and what follows it.
 fn judge(head: &[u8]) -> (Oddity, Due) {
     let mut lines = lines(head);
@@ -499,12 +504,6 @@ fn is_about_host(request_line: &[u8]) -> bool {
     let target = target.split(|byte| *byte == b' ').next().unwrap_or_default();
     let behind_scheme = memmem::find(target, b"://").map(|at| &target[at + 3..]);
     behind_scheme.is_some_and(|rest| memchr::memchr2(b'/', b'?', rest).is_none())
-}
-
-/// The lines of `head`, without the line feeds.
-fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut from = 0;
-    memchr::memchr_iter(b'\n', head).map(move |at| &head[std::mem::replace(&mut from, at + 1)..at])
 }
 
 /// The value of the field `name` (with its colon), if that is what `line` has.

@@ -154,7 +154,11 @@ impl Turns {
     }
 
     /// The `answer` to what was `asked`, as it goes out.
-    fn answer(&self, asked: &Asked, answer: Answer) -> Response<Guarded<AnswerBody, Answering>> {
+    fn answer(
+        &self,
+        asked: &Asked,
+        mut answer: Answer,
+    ) -> Response<Guarded<AnswerBody, Answering>> {
         if ends_http(asked.is_connect, answer.status()) {
             self.head.look_away();
         } else {
@@ -162,6 +166,7 @@ impl Turns {
         }
         let has_length = answer.body().size_hint().exact().is_some();
         let ends_by_closing = asked.version != Version::HTTP_11 && !has_length;
+        self.head.answer_is_spelled(answer.extensions_mut().remove());
         let patience = patience(&answer, self.patience);
         let answering = self.watch.answer_begun(patience, ends_by_closing);
         answer.map(|body| Guarded::new(body, answering))
@@ -184,7 +189,7 @@ impl Service {
     #[must_use]
     pub fn start(proxy: &Arc<Proxy>, worker: &Worker) -> Rc<Self> {
         let mut http = http1::Builder::new();
-        http.preserve_header_case(true)
+        http.title_case_headers(true)
             .auto_date_header(false)
             .max_headers(PARSED_FIELDS)
             .max_buf_size(READ_BUFFER)
@@ -263,8 +268,11 @@ impl Service {
         let (watch, head) = (self.watches.open(), Arc::new(HeadWatch::default()));
         let stream = Inspected::new(stream, &head, &watch, &self.proxy.bounds.heads);
         let turns = &Turns { watch, head, patience: self.proxy.settings.upstream_timeout };
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             let asked = Asked::of(&request);
+            if let Some(spelling) = turns.head.take_spelling() {
+                request.extensions_mut().insert(spelling);
+            }
             // A future that awaits what it holds would be twice as large.
             let answer = route(request, turns.request_came());
             answer.map(move |answer| Ok::<_, Infallible>(turns.answer(&asked, answer)))

@@ -209,6 +209,41 @@ async fn fields_arrive_in_case_and_order_with_nothing_added() {
 }
 
 #[tokio::test]
+async fn each_head_on_a_connection_keeps_a_spelling_of_its_own() {
+    let world = World::start().await;
+    let mut session = world.open(Way::Intercept).await;
+    for (number, name) in ["X-ONE", "X-One", "x-one", "X-one", "x-oNE"].iter().enumerate() {
+        let path = format!("/web/api/v2/spelling/{number}");
+        let answer =
+            format!("HTTP/1.1 200 OK\r\n{name}: 1\r\nContent-Length: 10\r\n\r\nX-ONE: 1\r\n");
+        world.origin.script(&path, answer, false);
+        let request = Request::new("POST", &path).field(name, "1").body(b"\r\nX-ONE: 1".to_vec());
+        let response = session.call(&request).await;
+        assert_eq!(response.text(), "X-ONE: 1\r\n");
+        assert!(response.head.fields.iter().any(|(seen, _)| seen == name), "{response:?}");
+        let seen = &world.origin.requests_for(&path)[0];
+        assert!(seen.head.fields.iter().any(|(seen, _)| seen == name), "{seen:?}");
+        assert_eq!(seen.body, b"\r\nX-ONE: 1");
+    }
+}
+
+#[tokio::test]
+async fn spelling_of_fields_is_kept_on_the_replay() {
+    let world = World::start().await;
+    world.kill_token();
+    let path = "/web/api/v2/spelling/replay";
+    let request = Request::get(path).field("X-SHOUTED", "1").field("x-said", "1");
+    assert_eq!(world.call(Way::Gateway, &request).await.status, 200);
+    let sends = world.origin.requests_for(path);
+    assert_eq!(sends.len(), 2);
+    for sent in sends {
+        for name in ["X-SHOUTED", "x-said"] {
+            assert!(sent.head.fields.iter().any(|(seen, _)| seen == name), "{sent:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn order_of_fields_is_kept() {
     let world = World::start().await;
     let mut request = Request::get("/web/api/v2/order");

@@ -256,7 +256,7 @@ async fn garbage_gets_400_and_harms_nobody_else() {
         let mut wire = world.wire().await;
         wire.send(garbage).await;
         let answer = String::from_utf8_lossy(&wire.closed().await).into_owned();
-        let bare = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        let bare = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(answer, bare, "{garbage:?}");
     }
     assert_eq!(world.get("/web/api/v2/x").await.status, 200);
