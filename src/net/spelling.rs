@@ -30,7 +30,10 @@ const MAX_PARTIAL: usize = 64 * 1024;
 /// Pieces of a body that may go out with a respelled head in one write.
 const MAX_PIECES: usize = 8;
 
-/// How the fields of a head are spelled, where that is not Title-Case.
+/// The names in a head that are not in Title-Case.
+///
+/// One line for each name; a colon before it for each field of the same name that
+/// stands before it, however that is spelled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spelling(Arc<[u8]>);
 
@@ -38,54 +41,82 @@ impl Spelling {
     /// The spelling of `head`; `None`: Title-Case throughout.
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {
-        let fields = || lines(head).skip(1);
-        if fields().all(is_in_title_case) {
-            return None;
+        let mut noted = Vec::new();
+        let mut kinds = 0_u64;
+        for line in lines(head).skip(1) {
+            let (name, is_odd) = name(line);
+            let kind = kind(name);
+            if is_odd {
+                // Few have a double, and fewer a different one.
+                let before = if kinds & kind == 0 { 0 } else { count_before(line, name, head) };
+                noted.extend(std::iter::repeat_n(b':', before));
+                noted.extend_from_slice(name);
+                noted.push(b'\n');
+            }
+            kinds |= kind;
         }
-        let names: Vec<&[u8]> = fields().filter_map(name).collect();
-        Some(Self(names.join(&b'\n').into()))
+        (!noted.is_empty()).then(|| Self(noted.into()))
     }
 
-    /// `heads` with the names that were noted. Those of one name take turns, as
-    /// they stood; what was not noted stays.
+    /// `heads` with the names that were noted.
     fn put_back(&self, heads: &[u8]) -> Vec<u8> {
-        let mut noted: Vec<&[u8]> = self.0.split(|byte| *byte == b'\n').collect();
+        let mut noted: Vec<_> = lines(&self.0).map(split_note).collect();
         let mut respelled = heads.to_vec();
-        let (mut line_at, mut next) = (0, 0);
+        let mut line_at = 0;
         for line in lines(heads) {
-            let name = name(line).unwrap_or_default();
-            // Most come in the order in which they were noted.
-            let mut places = (next..noted.len()).chain(0..next);
-            let place = places.find(|at| noted[*at].eq_ignore_ascii_case(name));
-            if let Some(place) = place.filter(|_| !name.is_empty()) {
-                let noted = std::mem::take(&mut noted[place]);
-                respelled[line_at..][..noted.len()].copy_from_slice(noted);
-                next = place + 1;
-            }
+            noted.retain_mut(|(before, name)| {
+                if !begins_with(line, name) {
+                    return true;
+                }
+                let is_it = *before == 0;
+                if is_it {
+                    respelled[line_at..][..name.len()].copy_from_slice(name);
+                }
+                *before = before.saturating_sub(1);
+                !is_it
+            });
             line_at += line.len() + 1;
         }
         respelled
     }
 }
 
-/// What stands before the colon.
-fn name(line: &[u8]) -> Option<&[u8]> {
-    memchr::memchr(b':', line).map(|colon| &line[..colon])
-}
-
-/// Whether the name that `line` begins with is spelled as hyper would.
-fn is_in_title_case(line: &[u8]) -> bool {
-    let mut before = b'-';
-    for &byte in line {
-        let wrong = if before == b'-' { b'a'..=b'z' } else { b'A'..=b'Z' };
+/// The name that `line` begins with, and whether hyper would spell it otherwise.
+fn name(line: &[u8]) -> (&[u8], bool) {
+    let (mut is_odd, mut before) = (false, b'-');
+    for (at, &byte) in line.iter().enumerate() {
         if byte == b':' {
-            return true;
-        } else if wrong.contains(&byte) {
-            return false;
+            return (&line[..at], is_odd);
         }
+        let wrong =
+            if before == b'-' { byte.is_ascii_lowercase() } else { byte.is_ascii_uppercase() };
+        is_odd |= wrong;
         before = byte;
     }
-    true
+    (line, false)
+}
+
+/// One bit for `name`, the same in each spelling; others may have it, too.
+fn kind(name: &[u8]) -> u64 {
+    let first = name.first().map_or(0, u8::to_ascii_lowercase);
+    1 << ((usize::from(first) ^ name.len() << 1) % 64)
+}
+
+/// How many fields of `head` with this `name` stand before `line`.
+fn count_before(line: &[u8], name: &[u8], head: &[u8]) -> usize {
+    let before = lines(head).skip(1).take_while(|other| other.as_ptr() != line.as_ptr());
+    before.filter(|other| begins_with(other, name)).count()
+}
+
+/// Whether `line` is a field of this `name`, however spelled.
+fn begins_with(line: &[u8], name: &[u8]) -> bool {
+    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
+}
+
+/// How many fields of the same name stand before the noted one, and its name.
+fn split_note(note: &[u8]) -> (usize, &[u8]) {
+    let before = note.iter().take_while(|byte| **byte == b':').count();
+    (before, &note[before..])
 }
 
 /// How the next head that goes out on a connection is spelled: whoever sends it
@@ -309,10 +340,10 @@ mod tests {
             assert_eq!(text.as_deref(), noted, "{fields}");
         };
         check("", None);
-        check("Host: API.example\r\nX-1a: b\r\nX--A: 1\r\n_A: 1\r\n", Some("Host\nX-1a\nX--A\n_A"));
-        check("Host: a:b\r\nAccept-Encoding:gzip\r\nDnt: 1\r\n", None);
-        check("host: a\r\nDNT: 1\r\nDnt: 1\r\n", Some("host\nDNT\nDnt"));
-        check("ETag: 1\n", Some("ETag"));
+        check("Host: a:b\r\nAccept-Encoding:gzip\r\nDnt: 1\r\nX-1a: API\r\nX--A: 1\r\n", None);
+        check("Host: API.example\r\nETag: b\r\nx-a: 1\r\n_A: 1\r\n", Some("ETag\nx-a\n_A\n"));
+        check("host: a\r\nDnt: 1\r\nDNT: 1\r\nDnt: 1\r\ndnt: 1\r\n", Some("host\n:DNT\n:::dnt\n"));
+        check("ETag: 1\n", Some("ETag\n"));
     }
 
     #[test]
@@ -332,6 +363,11 @@ mod tests {
             "set-cookie: a\r\nB: 1\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\n",
             "X\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nSet-Cookie: c\r\nSet-Cookie: d\r\nB: 1\r\n\r\n",
             "X\r\nset-cookie: a\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\nSet-Cookie: d\r\nB: 1\r\n\r\n",
+        );
+        check(
+            "Dnt: 1\r\nDNT: 2\r\nDnt: 3\r\ndnt: 4\r\n",
+            "Dnt: 1\r\nDnt: 2\r\nDnt: 3\r\nDnt: 4\r\nDnt: 5\r\n\r\n",
+            "Dnt: 1\r\nDNT: 2\r\nDnt: 3\r\ndnt: 4\r\nDnt: 5\r\n\r\n",
         );
     }
 

@@ -220,8 +220,7 @@ where
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
             self.shard.upstream_idle(-1);
-            if !idle.is_usable() {
-                idle.connection.close();
+            if idle.connection.sender.is_closed() {
                 continue;
             }
             // Just after an answer the connection's task may not have run yet.

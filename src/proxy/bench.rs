@@ -44,10 +44,11 @@ impl Ground {
     pub fn authorize(&self, from: &HeaderMap) -> HeaderMap {
         let Self { settings, clock, hints, cache, host } = self;
         let client = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let credentials = credentials_of(from, settings, clock, hints, client);
-        let current = cache.current().filter(|current| current.token.is_live(clock.now()));
+        let now = clock.now();
+        let credentials = credentials_of(from, settings, now, hints, client);
+        let current = cache.current().filter(|current| current.token.is_live(now));
         let with = current.as_deref().filter(|_| credentials != Credentials::Keep);
-        let rewrite = rewrite_of(settings, clock, credentials, with);
+        let rewrite = rewrite_of(settings, now, credentials, with);
         for_upstream(from, &Rewrite { host: Some(host), ..rewrite })
     }
 }

@@ -1,12 +1,26 @@
 //! What a client brings to prove who it is: its own tokens, and the proxy's
 //! password.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::{AUTHORIZATION, COOKIE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::config::Secret;
 use crate::token::{Clearance, Timestamp, Token};
+
+/// Clients' tokens that one worker remembers.
+const MOST_REMEMBERED: usize = 128;
+
+/// Bytes of a value that may be remembered. The shop's tokens have about 300.
+const LONGEST_REMEMBERED: usize = 1024;
+
+thread_local! {
+    /// What was read of clients' values, by the value; `None`: no token.
+    static REMEMBERED: RefCell<HashMap<Box<[u8]>, Option<Token>>> = RefCell::default();
+}
 
 /// What the client's own tokens amount to, the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -184,8 +198,24 @@ fn read_token(value: &HeaderValue) -> Option<Token> {
     read(value.as_bytes())
 }
 
+/// The token in `value`. Parsers bring the same one with each request, and to
+/// read it costs as much as half of all else: each worker remembers the last.
 fn read(value: &[u8]) -> Option<Token> {
-    Token::parse(std::str::from_utf8(value).ok()?).ok()
+    let parse = || Token::parse(std::str::from_utf8(value).ok()?).ok();
+    if value.len() > LONGEST_REMEMBERED {
+        return parse();
+    }
+    REMEMBERED.with_borrow_mut(|remembered| {
+        if let Some(known) = remembered.get(value) {
+            return known.clone();
+        }
+        if remembered.len() >= MOST_REMEMBERED {
+            remembered.clear();
+        }
+        let token = parse();
+        remembered.insert(value.into(), token.clone());
+        token
+    })
 }
 
 #[cfg(test)]
@@ -222,6 +252,23 @@ mod tests {
         check(&[(COOKIE, format!("a={old}"))], expired(false));
         check(&[(COOKIE, format!("a={old}; b={live}"))], OwnToken::Anonymous);
         check(&[in_field("x"), (COOKIE, format!("a={old}"))], OwnToken::Absent);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_stays_right() {
+        let jwt = |exp: usize| {
+            format!("e30.{}.eA", BASE64_URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{exp}}}"#)))
+        };
+        let remembered = || REMEMBERED.with_borrow(HashMap::len);
+        for exp in (0..1000).chain(0..1000) {
+            let token = read(jwt(exp).as_bytes()).unwrap();
+            assert_eq!(token.expires_at(), Some(Timestamp(exp as u64)));
+            assert!(read(format!("x{exp}").as_bytes()).is_none());
+            assert!((1..=MOST_REMEMBERED).contains(&remembered()));
+        }
+        let before = remembered();
+        assert!(read(&[b'x'; LONGEST_REMEMBERED + 1]).is_none());
+        assert_eq!(remembered(), before);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::hints::{Hint, Hints};
 use crate::metrics::{Limit, ReplayOutcome};
 use crate::net::{Place, Reach, Upstream, UpstreamKey};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
-use crate::token::{Clock, Published};
+use crate::token::{Published, Timestamp};
 
 /// Bytes of a refusal that are kept during a hold, so that its connection is free.
 const KEPT_ANSWER: usize = 64 * 1024;
@@ -109,18 +109,17 @@ fn upgrade_of(parts: &mut Parts) -> Option<OnUpgrade> {
 }
 
 /// What becomes of the credentials in `headers`; a hint tells of a token of the
-/// `client` that has expired.
+/// `client` that has expired by `now`.
 pub(super) fn credentials_of(
     headers: &HeaderMap,
     settings: &Settings,
-    clock: &Clock,
+    now: Timestamp,
     hints: &Hints,
     client: IpAddr,
 ) -> Credentials {
     let Settings { authorization, token_cookies, .. } = settings;
     // Only where a personal one may stay is the client's own token read.
-    let own =
-        authorization.keep_personal.then(|| OwnToken::of(headers, token_cookies, clock.now()));
+    let own = authorization.keep_personal.then(|| OwnToken::of(headers, token_cookies, now));
     if let Some(OwnToken::Expired { personal }) = own {
         hints.tell(&Hint::stale(client, personal));
     }
@@ -139,7 +138,7 @@ pub(super) fn credentials_of(
 /// that of `with`.
 pub(super) fn rewrite_of<'a>(
     settings: &'a Settings,
-    clock: &Clock,
+    now: Timestamp,
     credentials: Credentials,
     with: Option<&'a Published>,
 ) -> Rewrite<'a> {
@@ -149,7 +148,7 @@ pub(super) fn rewrite_of<'a>(
         add: credentials == Credentials::Replace { add: true },
         own: OwnCookies {
             names: &settings.token_cookies,
-            keep_personal_at: settings.authorization.keep_personal.then(|| clock.now()),
+            keep_personal_at: settings.authorization.keep_personal.then_some(now),
         },
         host: None,
         expect: true,
@@ -163,6 +162,8 @@ pub(super) struct Exchange<'a> {
     to: Outbound,
     parts: Parts,
     body: Replay,
+    /// When it came; whether the client's own token lives is judged by that.
+    came: Timestamp,
     credentials: Credentials,
     /// The client's side of a switch to WebSocket, if that was asked for.
     upgrade: Option<OnUpgrade>,
@@ -179,10 +180,11 @@ impl<'a> Exchange<'a> {
         to: Outbound,
         client: &'a ClientConnection,
     ) -> Self {
+        let came = proxy.clock.now();
         // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
         let credentials = if to.with_token && parts.method != Method::TRACE {
-            let Proxy { settings, clock, hints, .. } = proxy;
-            credentials_of(&parts.headers, settings, clock, hints, client.address.ip())
+            let Proxy { settings, hints, .. } = proxy;
+            credentials_of(&parts.headers, settings, came, hints, client.address.ip())
         } else {
             Credentials::Keep
         };
@@ -190,7 +192,7 @@ impl<'a> Exchange<'a> {
         let body = Replay::new(body, limit, replayable, &proxy.memory);
         let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
         let deadline = Deadline::default();
-        Self { proxy, to, parts, body, credentials, upgrade, client, deadline }
+        Self { proxy, to, parts, body, came, credentials, upgrade, client, deadline }
     }
 
     /// Forwards the request and returns the answer.
@@ -214,8 +216,11 @@ impl<'a> Exchange<'a> {
 
     async fn answer(&mut self) -> Result<Answer, ProxyError> {
         if self.credentials == Credentials::Keep {
-            let place = self.place().await?;
-            let answer = self.send(place, None).await?;
+            let place = match self.place_at_once() {
+                Some(place) => place,
+                None => Box::pin(self.place()).await?,
+            };
+            let answer = self.send(place, None, Instant::now()).await?;
             return Ok(self.deliver(answer));
         }
         if self.to.observed {
@@ -243,13 +248,16 @@ impl<'a> Exchange<'a> {
 
     /// The current token, if it lives.
     fn current(&self) -> Option<Arc<Published>> {
-        let now = self.proxy.clock.now();
+        self.current_at(self.proxy.clock.now())
+    }
+
+    fn current_at(&self, now: Timestamp) -> Option<Arc<Published>> {
         self.proxy.cache.current().filter(|current| current.token.is_live(now))
     }
 
     /// The current token, or, where there is none that lives, the next.
     async fn live_token(&mut self) -> Result<Arc<Published>, ProxyError> {
-        if let Some(current) = self.current() {
+        if let Some(current) = self.current_at(self.came) {
             return Ok(current);
         }
         let proxy = self.proxy;
@@ -319,18 +327,26 @@ impl<'a> Exchange<'a> {
     /// Sends the request with `token`, or with a newer one that came while the
     /// request waited for a connection.
     async fn send_with_token(&self, token: Arc<Published>) -> Result<Sent, ProxyError> {
-        let place = self.place().await?;
-        let used = self.current().unwrap_or(token);
+        let (place, used) = match self.place_at_once() {
+            Some(place) => (place, token),
+            None => (Box::pin(self.place()).await?, self.current().unwrap_or(token)),
+        };
         let at = Instant::now();
-        let answer = self.send(place, Some(&used)).await?;
+        let answer = self.send(place, Some(&used), at).await?;
         Ok(Sent { used, at, answer })
     }
 
-    /// A place among the upstream's connections.
+    /// A place among the upstream's connections, where they are not crowded.
+    fn place_at_once(&self) -> Option<Place<ReplayBody>> {
+        let upstream = &self.to.upstream;
+        if upstream.is_crowded() { None } else { upstream.free_place() }
+    }
+
+    /// A place among the upstream's connections, as soon as there is one.
     async fn place(&self) -> Result<Place<ReplayBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
         if self.to.upstream.is_crowded() {
-            Box::pin(self.read_ahead(limit)).await?;
+            self.read_ahead(limit).await?;
         }
         if let Some(place) = self.to.upstream.free_place() {
             return Ok(place);
@@ -341,15 +357,16 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// Sends the request and waits for the answer's head. A client that is
-    /// still giving its body is no silent upstream.
+    /// Sends the request, which is `at` now, and waits for the answer's head. A
+    /// client that is still giving its body is no silent upstream.
     async fn send(
         &self,
         place: Place<ReplayBody>,
         with: Option<&Published>,
+        at: Instant,
     ) -> Result<Response<UpstreamBody>, ProxyError> {
         let limit = self.proxy.settings.upstream_timeout;
-        let mut quiet_since = Instant::now();
+        let mut quiet_since = at;
         // What changes nothing may be seen twice.
         let again = || self.is_safe().then(|| self.request(with));
         let mut send = pin!(place.send(self.request(with), again));
@@ -412,9 +429,9 @@ impl<'a> Exchange<'a> {
     }
 
     fn rewrite<'b>(&'b self, with: Option<&'b Published>, expect: bool) -> Rewrite<'b> {
-        let Proxy { settings, clock, .. } = self.proxy;
         let (host, upgrade) = (self.to.host.as_ref(), self.upgrade.is_some());
-        Rewrite { host, expect, upgrade, ..rewrite_of(settings, clock, self.credentials, with) }
+        let rewrite = rewrite_of(&self.proxy.settings, self.came, self.credentials, with);
+        Rewrite { host, expect, upgrade, ..rewrite }
     }
 
     fn refusal(&self, objection: Objection, sent: &Sent) -> Refusal {

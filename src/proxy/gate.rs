@@ -159,8 +159,9 @@ fn is_plain(authority: &[u8]) -> bool {
         None => (authority, None),
     };
     let is_port = |port: &[u8]| {
-        let digits = port.iter().all(u8::is_ascii_digit) && (1..=4).contains(&port.len());
-        digits && port.iter().any(|digit| *digit != b'0')
+        let number = || port.iter().fold(0, |sum, digit| 10 * sum + u32::from(digit - b'0'));
+        let is_number = port.iter().all(u8::is_ascii_digit) && port.len() <= 5;
+        is_number && (1..=u32::from(u16::MAX)).contains(&number())
     };
     host.first().is_some_and(u8::is_ascii_alphanumeric)
         && host.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.'))

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::HOST;
+use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request};
 use hyper::body::Incoming;
@@ -177,6 +178,26 @@ impl Service {
         if parts.method == Method::CONNECT {
             return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
         }
+        let upstream = Rc::clone(self.api(tunnelled.origin));
+        let names_it = |field| names(field, &tunnelled.host, upstream.key().port);
+        let host =
+            if parts.uri.authority().is_none() && parts.headers.get(HOST).is_some_and(names_it) {
+                None
+            } else {
+                self.inner_host(&mut parts, subject, tunnelled)?
+            };
+        let to = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
+        self.to_upstream(parts, body, to, client)
+    }
+
+    /// The `Host` that the origin is to see; `None`: the client's own. An
+    /// absolute-form target is made one in origin-form.
+    fn inner_host(
+        &self,
+        parts: &mut Parts,
+        subject: Subject,
+        tunnelled: &Tunnelled,
+    ) -> Result<Option<HeaderValue>, ProxyError> {
         // RFC 9112 §3.2.2: an absolute-form target goes before `Host`.
         let named = parts.uri.authority().cloned();
         let in_field =
@@ -195,10 +216,18 @@ impl Service {
         let foreign_port = port.is_some_and(|port| port != self.api(tunnelled.origin).key().port);
         let none = parts.headers.get(HOST).is_none_or(HeaderValue::is_empty);
         let ours = named.is_some() || none || foreign_port;
-        let host = ours.then(|| self.proxy.origins.host_field(tunnelled.origin).clone());
-        let upstream = Rc::clone(self.api(tunnelled.origin));
-        let to = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
-        self.to_upstream(parts, body, to, client)
+        Ok(ours.then(|| self.proxy.origins.host_field(tunnelled.origin).clone()))
+    }
+}
+
+/// Whether `field` is `host` as nearly all write it, with `port` or without one.
+fn names(field: &HeaderValue, host: &str, port: u16) -> bool {
+    match field.as_bytes().strip_prefix(host.as_bytes()) {
+        Some([]) => true,
+        Some([b':', digits @ ..]) => {
+            str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()) == Some(port)
+        }
+        _ => false,
     }
 }
 

@@ -234,11 +234,12 @@ impl Service {
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
     pub(super) async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
-        self.serve_http(stream, address, |request, head| {
+        let served = self.serve_http(stream, address, |request, head| {
             let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
             async move { service.outer(request, head, &connection).await }
-        })
-        .await;
+        });
+        // What follows may last, and must not keep the memory of this.
+        Box::pin(served).await;
         if let Some((on, next)) = connection.take_next() {
             Box::pin(self.go_on(on, next, address)).await;
         }

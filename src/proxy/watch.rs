@@ -235,7 +235,9 @@ impl Watch {
     }
 
     fn due_in(&self, millis: u64) {
-        self.due.store(self.now().saturating_add(millis), Ordering::Relaxed);
+        // Most phases have no bound: the clock is not asked for them.
+        let due = if millis == NEVER { NEVER } else { self.now().saturating_add(millis) };
+        self.due.store(due, Ordering::Relaxed);
     }
 
     fn phase(&self) -> Phase {
