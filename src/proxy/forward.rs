@@ -200,7 +200,7 @@ impl<'a> Exchange<'a> {
     /// # Errors
     ///
     /// [`ProxyError`]: no answer came about, or the request's hold ended.
-    pub(super) async fn run(&mut self) -> Result<Answer, ProxyError> {
+    pub(super) async fn run(mut self) -> Result<Answer, ProxyError> {
         let answer = self.answer().await;
         let UpstreamKey { host, reach, .. } = self.to.upstream.key();
         if let (Reach::Client, Err(ProxyError::Dial(error))) = (reach, &answer) {

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::debug;
 
 use super::error::ProxyError;
@@ -28,7 +29,7 @@ use super::forward::Outbound;
 use super::gate;
 use super::head::{Inspected, Resettable, Subject};
 use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
-use super::way::Way;
+use super::way::Coming;
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
@@ -95,21 +96,36 @@ impl Service {
         tunnelled: &Tunnelled,
         client: SocketAddr,
     ) {
+        // In a box: the memory of a handshake goes when it is over.
+        if let Some(stream) = Box::pin(self.accept_tls(stream, tunnelled, client)).await {
+            self.serve_inner(stream, tunnelled, client).await;
+        }
+    }
+
+    /// Ends TLS with the leaf of the tunnel's host; `None` where that failed.
+    async fn accept_tls(
+        &self,
+        stream: Rewound,
+        tunnelled: &Tunnelled,
+        client: SocketAddr,
+    ) -> Option<TlsStream<Rewound>> {
         let Some(config) = self.proxy.leaves.server_config(&tunnelled.host).await else {
-            return debug!(host = tunnelled.host, "no certificate for an API host");
+            debug!(host = tunnelled.host, "no certificate for an API host");
+            return None;
         };
         let Some(place) = self.proxy.bounds.handshakes.begin(client.ip()) else {
             self.proxy.metrics.limited(Limit::Handshakes);
-            return debug!(client.addr = %client, "too many TLS handshakes at once");
+            debug!(client.addr = %client, "too many TLS handshakes at once");
+            return None;
         };
         let handshake = TlsAcceptor::from(config).accept(stream).into_fallible();
         let accepted = tokio::select! {
             accepted = timeout(HANDSHAKE_LIMIT, handshake) => accepted,
-            () = self.newcomers_time_is_up() => return,
+            () = self.newcomers_time_is_up() => return None,
         };
         drop(place);
         match accepted {
-            Ok(Ok(stream)) => self.serve_inner(stream, tunnelled, client).await,
+            Ok(Ok(stream)) => return Some(stream),
             Ok(Err((error, stream))) => {
                 debug!(%error, client.addr = %client, "TLS with the client failed");
                 let hint = distrust(&error, stream.answered, client.ip());
@@ -122,21 +138,30 @@ impl Service {
                 debug!(client.addr = %client, "TLS with the client took too long");
             }
         }
+        None
     }
 
     /// Serves HTTP inside the tunnel.
-    async fn serve_inner<I>(self: &Rc<Self>, stream: I, tunnelled: &Tunnelled, client: SocketAddr)
+    fn serve_inner<'a, I>(
+        self: &'a Rc<Self>,
+        stream: I,
+        tunnelled: &'a Tunnelled,
+        client: SocketAddr,
+    ) -> impl Future<Output = ()> + use<'a, I>
     where
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
     {
         let connection = ClientConnection::new(client);
-        self.serve_http(stream, client, |request, head| {
-            let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
+        let of_requests = Rc::clone(&connection);
+        let served = self.serve_http(stream, client, move |request, head| {
+            let (service, connection) = (Rc::clone(self), Rc::clone(&of_requests));
             async move { service.inner(request, head, tunnelled, &connection).await }
-        })
-        .await;
-        if let Some((on_upgrade, Next::Switched(switched))) = connection.take_next() {
-            self.tunnel_switched(on_upgrade, switched).await;
+        });
+        async move {
+            served.await;
+            if let Some((on_upgrade, Next::Switched(switched))) = connection.take_next() {
+                Box::pin(self.tunnel_switched(on_upgrade, switched)).await;
+            }
         }
     }
 
@@ -150,8 +175,8 @@ impl Service {
     ) -> Answer {
         let started = Instant::now();
         let seen = Seen::of(&request, client.address);
-        let answer = match self.inner_way(request, head, tunnelled, client) {
-            Ok(way) => way.answer().await,
+        let answer = match self.inner_answer(request, head, tunnelled, client) {
+            Ok(coming) => coming.await,
             Err(error) => Err(error),
         };
         let mut answer = answer.unwrap_or_else(ProxyError::into_response);
@@ -163,14 +188,14 @@ impl Service {
         answer
     }
 
-    /// Where it leads: to the origin that the tunnel is for.
-    fn inner_way<'a>(
+    /// The answer to it, of the origin that the tunnel is for.
+    fn inner_answer<'a>(
         &'a self,
         request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
         tunnelled: &Tunnelled,
         client: &'a ClientConnection,
-    ) -> Result<Way<'a>, ProxyError> {
+    ) -> Result<Coming<'a>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         client.request_came(&parts, &body);
         let subject = head?;
@@ -289,9 +314,8 @@ impl Rewound {
         let parts =
             parts.map_err(|_| io::Error::other("the upgraded stream is of another kind"))?;
         let (stream, early) = parts.io.into_inner().into_parts();
-        let early =
-            if early.is_empty() { parts.read_buf } else { [parts.read_buf, early].concat().into() };
-        Ok(Self::new(early, stream))
+        // Even an empty `read_buf` would keep the buffer that it was cut from.
+        Ok(Self::new([parts.read_buf, early].concat().into(), stream))
     }
 }
 

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,7 +226,7 @@ impl Service {
         let Client { stream, address, door, admitted } = client;
         match door {
             Door::Proxy => self.serve_proxy(stream, address).await,
-            Door::Sni => self.serve_sni(stream, address).await,
+            Door::Sni => Box::pin(self.serve_sni(stream, address)).await,
         }
         drop(admitted);
     }
@@ -234,12 +234,11 @@ impl Service {
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
     pub(super) async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
-        let served = self.serve_http(stream, address, |request, head| {
+        self.serve_http(stream, address, |request, head| {
             let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
             async move { service.outer(request, head, &connection).await }
-        });
-        // What follows may last, and must not keep the memory of this.
-        Box::pin(served).await;
+        })
+        .await;
         if let Some((on, next)) = connection.take_next() {
             Box::pin(self.go_on(on, next, address)).await;
         }
@@ -260,7 +259,12 @@ impl Service {
     /// Serves HTTP on the `stream` of `client` with `route`, until it ends or the
     /// drain begins; a client that has only just come by then is still answered.
     /// `route` is told what the head as it came is about, or what is wrong with it.
-    pub(super) async fn serve_http<I, R, F>(&self, stream: I, client: SocketAddr, route: R)
+    pub(super) fn serve_http<I, R, F>(
+        &self,
+        stream: I,
+        client: SocketAddr,
+        route: R,
+    ) -> impl Future<Output = ()> + use<'_, I, R, F>
     where
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
         R: Fn(Request<Incoming>, Result<Subject, ProxyError>) -> F,
@@ -268,9 +272,11 @@ impl Service {
     {
         let (watch, head) = (self.watches.open(), Arc::new(HeadWatch::default()));
         let stream = Inspected::new(stream, &head, &watch, &self.proxy.bounds.heads);
-        let turns = &Turns { watch, head, patience: self.proxy.settings.upstream_timeout };
-        let service = service_fn(|mut request: Request<Incoming>| {
+        let patience = self.proxy.settings.upstream_timeout;
+        let turns = Rc::new(Turns { watch: Arc::clone(&watch), head, patience });
+        let service = service_fn(move |mut request: Request<Incoming>| {
             let asked = Asked::of(&request);
+            let turns = Rc::clone(&turns);
             if let Some(spelling) = turns.head.take_spelling() {
                 request.extensions_mut().insert(spelling);
             }
@@ -279,19 +285,22 @@ impl Service {
             answer.map(move |answer| Ok::<_, Infallible>(turns.answer(&asked, answer)))
         });
         let connection = self.http.serve_connection(TokioIo::new(stream), service).with_upgrades();
-        let connection = pin!(connection);
-        tokio::select! {
-            biased;
-            ended = self.until_drained(connection, &turns.watch) => if let Err(error) = ended {
-                debug!(%error, "client connection ended");
-            },
-            limit = self.limit_met(&turns.watch) => {
-                debug!(
-                    client.addr = %client,
-                    limit = limit.as_str(),
-                    waits_for = turns.watch.waits_for(),
-                    "client connection ran into a limit"
-                );
+        // In a box, which goes with HTTP: what follows may last.
+        let mut connection = Box::pin(connection);
+        async move {
+            tokio::select! {
+                biased;
+                ended = self.until_drained(connection.as_mut(), &watch) => if let Err(error) = ended {
+                    debug!(%error, "client connection ended");
+                },
+                limit = self.limit_met(&watch) => {
+                    debug!(
+                        client.addr = %client,
+                        limit = limit.as_str(),
+                        waits_for = watch.waits_for(),
+                        "client connection ran into a limit"
+                    );
+                }
             }
         }
     }
@@ -358,8 +367,8 @@ impl Service {
         let answer = if request.method() == Method::CONNECT {
             Box::pin(self.connect(request, head, &mut route, client)).await
         } else {
-            match self.way(request, head, &mut route, client) {
-                Ok(way) => way.answer().await,
+            match self.answer(request, head, &mut route, client) {
+                Ok(coming) => coming.await,
                 Err(error) => Err(error),
             }
         };

@@ -1,6 +1,8 @@
 //! Where a request leads: its route, and the upstream or the answer at the end
 //! of it.
 
+use std::future::ready;
+use std::pin::Pin;
 use std::rc::Rc;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, PROXY_AUTHORIZATION, USER_AGENT};
@@ -24,27 +26,11 @@ use crate::net::{DialError, Reach, UpstreamKey};
 const WELL_KNOWN_CA: &str = "/.well-known/token-sidecar/ca.pem";
 const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
 
-/// Where a request leads.
-pub(super) enum Way<'a> {
-    /// It is answered here.
-    Here(Box<Answer>),
-    /// To an upstream.
-    Upstream(Box<Exchange<'a>>),
-}
-
-impl Way<'_> {
-    /// The answer that comes from there.
-    ///
-    /// # Errors
-    ///
-    /// [`ProxyError`]: none came about, or the request's hold ended.
-    pub(super) async fn answer(self) -> Result<Answer, ProxyError> {
-        match self {
-            Self::Here(answer) => Ok(*answer),
-            Self::Upstream(mut exchange) => exchange.run().await,
-        }
-    }
-}
+/// An answer that is made here or comes from an upstream. In a box: the memory of
+/// a request is that of its connection only while it lasts.
+///
+/// Fails where none comes about, or the request's hold has ended.
+pub(super) type Coming<'a> = Pin<Box<dyn Future<Output = Result<Answer, ProxyError>> + 'a>>;
 
 impl Service {
     /// CONNECT: an API host is intercepted, another one dialled.
@@ -76,14 +62,14 @@ impl Service {
         Ok(Response::new(AnswerBody::made("")))
     }
 
-    /// Where a request leads that is no CONNECT.
-    pub(super) fn way<'a>(
+    /// The answer to a request that is no CONNECT.
+    pub(super) fn answer<'a>(
         &'a self,
         request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
         route: &mut Route,
         client: &'a ClientConnection,
-    ) -> Result<Way<'a>, ProxyError> {
+    ) -> Result<Coming<'a>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         client.request_came(&parts, &body);
         let subject = head?;
@@ -91,14 +77,14 @@ impl Service {
         let to = if parts.uri.scheme().is_some() {
             self.absolute(&mut parts, subject, route)?
         } else if let Some(file) = self.well_known(&parts) {
-            return Ok(Way::Here(Box::new(file)));
+            return Ok(Box::pin(ready(Ok(file))));
         } else {
             self.gateway(&mut parts)?
         };
         self.to_upstream(parts, body, to, client)
     }
 
-    /// The way to an upstream, of a request that passed the gate and whose target
+    /// The answer of an upstream to a request that passed the gate and whose target
     /// is in origin-form or `*`.
     pub(super) fn to_upstream<'a>(
         &'a self,
@@ -106,10 +92,10 @@ impl Service {
         body: Incoming,
         to: Outbound,
         client: &'a ClientConnection,
-    ) -> Result<Way<'a>, ProxyError> {
+    ) -> Result<Coming<'a>, ProxyError> {
         Ok(match count_hop(&mut parts)? {
-            Some(answer) => Way::Here(Box::new(answer)),
-            None => Way::Upstream(Box::new(Exchange::new(&self.proxy, parts, body, to, client))),
+            Some(answer) => Box::pin(ready(Ok(answer))),
+            None => Box::pin(Exchange::new(&self.proxy, parts, body, to, client).run()),
         })
     }
 
