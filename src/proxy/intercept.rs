@@ -97,9 +97,10 @@ impl Service {
         client: SocketAddr,
     ) {
         // In a box: the memory of a handshake goes when it is over.
-        if let Some(stream) = Box::pin(self.accept_tls(stream, tunnelled, client)).await {
-            self.serve_inner(stream, tunnelled, client).await;
-        }
+        let Some(stream) = Box::pin(self.accept_tls(stream, tunnelled, client)).await else {
+            return;
+        };
+        self.serve_inner(stream, tunnelled, client).await;
     }
 
     /// Ends TLS with the leaf of the tunnel's host; `None` where that failed.

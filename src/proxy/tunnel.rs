@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
@@ -51,7 +52,7 @@ impl Service {
                 let mut upstream = InspectReader::new(TokioIo::new(upstream), note);
                 let copy =
                     copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER);
-                self.tunnel(copy, &last).await;
+                self.tunnel(pin!(copy), &last).await;
             }
             Err(error) => debug!(%error, "protocol was not switched"),
         }
@@ -64,7 +65,8 @@ impl Service {
         let (early, client) = client.into_parts();
         let last = Cell::new(Instant::now());
         let moved = || last.set(Instant::now());
-        if !self.tunnel(relay(&client, &early, &upstream, &moved), &last).await {
+        let relay = pin!(relay(&client, &early, &upstream, &moved));
+        if !self.tunnel(relay, &last).await {
             client.reset();
             upstream.reset();
         }
@@ -74,11 +76,11 @@ impl Service {
     /// ended, which is `true`, or nothing moves any more.
     async fn tunnel(
         &self,
-        tunnel: impl Future<Output = io::Result<(u64, u64)>>,
+        mut tunnel: Pin<&mut impl Future<Output = io::Result<(u64, u64)>>>,
         last: &Cell<Instant>,
     ) -> bool {
         tokio::select! {
-            ended = tunnel => match ended {
+            ended = tunnel.as_mut() => match ended {
                 Ok((up, down)) => {
                     debug!(up, down, "tunnel ended");
                     return true;
