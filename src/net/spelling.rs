@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::head::{end_of_head, lines};
@@ -182,7 +182,8 @@ impl Respelled {
         pieces[..count].copy_from_slice(&slices[..count]);
         pieces[0] = IoSlice::new(&self.rest);
         let written = ready!(stream.poll_write_vectored(cx, &pieces[..count]))?;
-        self.rest.advance(written.min(self.rest.len()));
+        // An empty rest would keep the memory of the whole.
+        self.rest = self.rest.slice(written.min(self.rest.len())..);
         Poll::Ready(Ok(written))
     }
 

@@ -167,7 +167,7 @@ pub(super) struct Exchange<'a> {
     credentials: Credentials,
     /// The client's side of a switch to WebSocket, if that was asked for.
     upgrade: Option<OnUpgrade>,
-    client: &'a ClientConnection,
+    client: Rc<ClientConnection>,
     deadline: Deadline,
 }
 
@@ -178,7 +178,7 @@ impl<'a> Exchange<'a> {
         mut parts: Parts,
         body: Incoming,
         to: Outbound,
-        client: &'a ClientConnection,
+        client: &Rc<ClientConnection>,
     ) -> Self {
         let came = proxy.clock.now();
         // TRACE gives back what it carried (RFC 9110 §9.3.8: no credentials).
@@ -191,7 +191,7 @@ impl<'a> Exchange<'a> {
         let (limit, replayable) = (proxy.settings.replay_body, credentials != Credentials::Keep);
         let body = Replay::new(body, limit, replayable, &proxy.memory);
         let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
-        let deadline = Deadline::default();
+        let (client, deadline) = (Rc::clone(client), Deadline::default());
         Self { proxy, to, parts, body, came, credentials, upgrade, client, deadline }
     }
 

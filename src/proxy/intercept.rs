@@ -28,7 +28,7 @@ use super::error::ProxyError;
 use super::forward::Outbound;
 use super::gate;
 use super::head::{Inspected, Resettable, Subject};
-use super::service::{Answer, ClientConnection, Next, Seen, Service, log};
+use super::service::{Answer, ClientConnection, Next, Seen, Service, answer_of, log};
 use super::way::Coming;
 use crate::config::normalize_host;
 use crate::hints::Hint;
@@ -63,7 +63,7 @@ pub(super) struct Tunnelled {
 impl Service {
     /// Serves what comes inside the tunnel.
     pub(super) async fn intercept(
-        self: &Rc<Self>,
+        &self,
         on_upgrade: OnUpgrade,
         tunnelled: Tunnelled,
         client: SocketAddr,
@@ -91,7 +91,7 @@ impl Service {
     /// Ends TLS with the leaf of the tunnel's host, and serves what comes
     /// inside.
     pub(super) async fn intercept_tls(
-        self: &Rc<Self>,
+        &self,
         stream: Rewound,
         tunnelled: &Tunnelled,
         client: SocketAddr,
@@ -144,7 +144,7 @@ impl Service {
 
     /// Serves HTTP inside the tunnel.
     fn serve_inner<'a, I>(
-        self: &'a Rc<Self>,
+        &'a self,
         stream: I,
         tunnelled: &'a Tunnelled,
         client: SocketAddr,
@@ -155,8 +155,7 @@ impl Service {
         let connection = ClientConnection::new(client);
         let of_requests = Rc::clone(&connection);
         let served = self.serve_http(stream, client, move |request, head| {
-            let (service, connection) = (Rc::clone(self), Rc::clone(&of_requests));
-            async move { service.inner(request, head, tunnelled, &connection).await }
+            self.inner(request, head, tunnelled, &of_requests)
         });
         async move {
             served.await;
@@ -167,36 +166,35 @@ impl Service {
     }
 
     /// One request inside the tunnel.
-    async fn inner(
-        self: Rc<Self>,
-        request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
-        tunnelled: &Tunnelled,
-        client: &ClientConnection,
-    ) -> Answer {
-        let started = Instant::now();
-        let seen = Seen::of(&request, client.address);
-        let answer = match self.inner_answer(request, head, tunnelled, client) {
-            Ok(coming) => coming.await,
-            Err(error) => Err(error),
-        };
-        let mut answer = answer.unwrap_or_else(ProxyError::into_response);
-        client.end_if_it_waits(&mut answer);
-        if !tunnelled.by_doctor {
-            self.count(tunnelled.route, &answer, started);
-        }
-        log(tunnelled.route, &seen, &answer, started);
-        answer
-    }
-
-    /// The answer to it, of the origin that the tunnel is for.
-    fn inner_answer<'a>(
+    fn inner<'a>(
         &'a self,
         request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
+        tunnelled: &'a Tunnelled,
+        client: &Rc<ClientConnection>,
+    ) -> impl Future<Output = Answer> + use<'a> {
+        let started = Instant::now();
+        let seen = Seen::of(&request, client.address);
+        let client = Rc::clone(client);
+        let coming = self.inner_answer(request, head, tunnelled, &client);
+        async move {
+            let answer = answer_of(coming, &client).await;
+            if !tunnelled.by_doctor {
+                self.count(tunnelled.route, &answer, started);
+            }
+            log(tunnelled.route, &seen, &answer, started);
+            answer
+        }
+    }
+
+    /// The answer to it, of the origin that the tunnel is for.
+    fn inner_answer(
+        &self,
+        request: Request<Incoming>,
+        head: Result<Subject, ProxyError>,
         tunnelled: &Tunnelled,
-        client: &'a ClientConnection,
-    ) -> Result<Coming<'a>, ProxyError> {
+        client: &Rc<ClientConnection>,
+    ) -> Result<Coming<'_>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         client.request_came(&parts, &body);
         let subject = head?;

@@ -33,7 +33,7 @@ use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
 use super::watch::{Answering, Watch, Watches};
-use super::way::route_of;
+use super::way::{Coming, route_of};
 use crate::metrics::{Limit, Route, Shard};
 use crate::net::{Client, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 
@@ -232,24 +232,21 @@ impl Service {
     }
 
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
-    pub(super) async fn serve_proxy(self: &Rc<Self>, stream: TcpStream, address: SocketAddr) {
+    pub(super) async fn serve_proxy(&self, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
-        self.serve_http(stream, address, |request, head| {
-            let (service, connection) = (Rc::clone(self), Rc::clone(&connection));
-            async move { service.outer(request, head, &connection).await }
-        })
-        .await;
+        self.serve_http(stream, address, |request, head| self.outer(request, head, &connection))
+            .await;
         if let Some((on, next)) = connection.take_next() {
             Box::pin(self.go_on(on, next, address)).await;
         }
     }
 
     /// Serves what a connection has become.
-    async fn go_on(self: &Rc<Self>, on: OnUpgrade, next: Next, address: SocketAddr) {
+    async fn go_on(&self, on: OnUpgrade, next: Next, address: SocketAddr) {
         match next {
             Next::Intercept(tunnelled) => self.intercept(on, tunnelled, address).await,
             Next::Tunnel(upstream) => match Rewound::from_upgrade(on).await {
-                Ok(client) => self.tunnel_to(client, upstream).await,
+                Ok(client) => Box::pin(self.tunnel_to(client, upstream)).await,
                 Err(error) => debug!(%error, "tunnel was not used"),
             },
             Next::Switched(switched) => self.tunnel_switched(on, switched).await,
@@ -355,32 +352,31 @@ impl Service {
     }
 
     /// A request on the connection itself, not inside a tunnel.
-    async fn outer(
-        self: Rc<Self>,
+    fn outer(
+        &self,
         request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
-        client: &ClientConnection,
-    ) -> Answer {
+        client: &Rc<ClientConnection>,
+    ) -> impl Future<Output = Answer> + use<'_> {
         let started = Instant::now();
         let seen = Seen::of(&request, client.address);
         let mut route = route_of(request.method(), request.uri());
-        let answer = if request.method() == Method::CONNECT {
-            Box::pin(self.connect(request, head, &mut route, client)).await
+        let client = Rc::clone(client);
+        let coming = if request.method() == Method::CONNECT {
+            self.connect(request, head, &mut route, &client)
         } else {
-            match self.answer(request, head, &mut route, client) {
-                Ok(coming) => coming.await,
-                Err(error) => Err(error),
-            }
+            self.answer(request, head, &mut route, &client)
         };
-        let mut answer = answer.unwrap_or_else(ProxyError::into_response);
-        client.end_if_it_waits(&mut answer);
-        // An opened interception counts by its inner requests.
-        let next = client.next.borrow();
-        if !matches!(&*next, Some((_, Next::Intercept(_)))) {
-            self.count(route, &answer, started);
+        async move {
+            let answer = answer_of(coming, &client).await;
+            // An opened interception counts by its inner requests.
+            let next = client.next.borrow();
+            if !matches!(&*next, Some((_, Next::Intercept(_)))) {
+                self.count(route, &answer, started);
+            }
+            log(route, &seen, &answer, started);
+            answer
         }
-        log(route, &seen, &answer, started);
-        answer
     }
 
     /// Counts an answer.
@@ -440,6 +436,20 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.connection_closed();
     }
+}
+
+/// The answer that is `coming`, or that says why none is.
+pub(super) async fn answer_of(
+    coming: Result<Coming<'_>, ProxyError>,
+    client: &ClientConnection,
+) -> Answer {
+    let answer = match coming {
+        Ok(coming) => coming.await,
+        Err(error) => Err(error),
+    };
+    let mut answer = answer.unwrap_or_else(ProxyError::into_response);
+    client.end_if_it_waits(&mut answer);
+    answer
 }
 
 /// What the log says of a request.

@@ -8,7 +8,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 
 use bytes::{BufMut, BytesMut};
 use http::Response;
@@ -55,7 +54,7 @@ pub(super) enum HelloError {
 
 impl Service {
     /// Serves a connection to `SNI_LISTEN` to its end.
-    pub(super) async fn serve_sni(self: &Rc<Self>, stream: TcpStream, client: SocketAddr) {
+    pub(super) async fn serve_sni(&self, stream: TcpStream, client: SocketAddr) {
         let read = tokio::select! {
             read = timeout(HANDSHAKE_LIMIT, read_hello(stream)) => read,
             () = self.newcomers_time_is_up() => return,

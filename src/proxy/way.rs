@@ -33,14 +33,14 @@ const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
 pub(super) type Coming<'a> = Pin<Box<dyn Future<Output = Result<Answer, ProxyError>> + 'a>>;
 
 impl Service {
-    /// CONNECT: an API host is intercepted, another one dialled.
-    pub(super) async fn connect(
+    /// The answer to a CONNECT: an API host is intercepted, another one dialled.
+    pub(super) fn connect(
         &self,
         mut request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
         route: &mut Route,
-        client: &ClientConnection,
-    ) -> Result<Answer, ProxyError> {
+        client: &Rc<ClientConnection>,
+    ) -> Result<Coming<'_>, ProxyError> {
         let on_upgrade = hyper::upgrade::on(&mut request);
         let (parts, body) = request.into_parts();
         client.request_came(&parts, &body);
@@ -50,26 +50,31 @@ impl Service {
         let Some((host, port)) = address_of(&parts.uri, None) else {
             return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
         };
-        let next = if let Some(origin) = self.proxy.origins.by_address(&host, port) {
+        let opened = || Ok(Response::new(AnswerBody::made("")));
+        if let Some(origin) = self.proxy.origins.by_address(&host, port) {
             *route = Route::Intercept;
             let by_doctor = parts.headers.get(USER_AGENT) == Some(&hints::DOCTOR);
-            Next::Intercept(Tunnelled { host, origin, route: *route, by_doctor })
-        } else {
+            let tunnelled = Tunnelled { host, origin, route: *route, by_doctor };
+            client.becomes(on_upgrade, Next::Intercept(tunnelled));
+            return Ok(Box::pin(ready(opened())));
+        }
+        let client = Rc::clone(client);
+        Ok(Box::pin(async move {
             let upstream = self.proxy.dialer.tcp(&host, port, Reach::Client).await;
-            Next::Tunnel(upstream.inspect_err(|error| self.proxy.hint_at_local(&host, error))?)
-        };
-        client.becomes(on_upgrade, next);
-        Ok(Response::new(AnswerBody::made("")))
+            let upstream = upstream.inspect_err(|error| self.proxy.hint_at_local(&host, error))?;
+            client.becomes(on_upgrade, Next::Tunnel(upstream));
+            opened()
+        }))
     }
 
     /// The answer to a request that is no CONNECT.
-    pub(super) fn answer<'a>(
-        &'a self,
+    pub(super) fn answer(
+        &self,
         request: Request<Incoming>,
         head: Result<Subject, ProxyError>,
         route: &mut Route,
-        client: &'a ClientConnection,
-    ) -> Result<Coming<'a>, ProxyError> {
+        client: &Rc<ClientConnection>,
+    ) -> Result<Coming<'_>, ProxyError> {
         let (mut parts, body) = request.into_parts();
         client.request_came(&parts, &body);
         let subject = head?;
@@ -86,13 +91,13 @@ impl Service {
 
     /// The answer of an upstream to a request that passed the gate and whose target
     /// is in origin-form or `*`.
-    pub(super) fn to_upstream<'a>(
-        &'a self,
+    pub(super) fn to_upstream(
+        &self,
         mut parts: Parts,
         body: Incoming,
         to: Outbound,
-        client: &'a ClientConnection,
-    ) -> Result<Coming<'a>, ProxyError> {
+        client: &Rc<ClientConnection>,
+    ) -> Result<Coming<'_>, ProxyError> {
         Ok(match count_hop(&mut parts)? {
             Some(answer) => Box::pin(ready(Ok(answer))),
             None => Box::pin(Exchange::new(&self.proxy, parts, body, to, client).run()),
