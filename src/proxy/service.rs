@@ -234,8 +234,9 @@ impl Service {
     /// Serves a connection to `PROXY_LISTEN`: HTTP, and what follows a CONNECT.
     pub(super) async fn serve_proxy(&self, stream: TcpStream, address: SocketAddr) {
         let connection = ClientConnection::new(address);
-        self.serve_http(stream, address, |request, head| self.outer(request, head, &connection))
-            .await;
+        let served = self
+            .serve_http(stream, address, |request, head| self.outer(request, head, &connection));
+        Box::pin(served).await;
         if let Some((on, next)) = connection.take_next() {
             Box::pin(self.go_on(on, next, address)).await;
         }
@@ -249,7 +250,7 @@ impl Service {
                 Ok(client) => Box::pin(self.tunnel_to(client, upstream)).await,
                 Err(error) => debug!(%error, "tunnel was not used"),
             },
-            Next::Switched(switched) => self.tunnel_switched(on, switched).await,
+            Next::Switched(switched) => Box::pin(self.tunnel_switched(on, switched)).await,
         }
     }
 
