@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use http::header::{HOST, HeaderValue};
-use http::uri::PathAndQuery;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
@@ -89,8 +88,13 @@ async fn collect(
 /// The path and query alone, as an origin server is asked (RFC 9112 §3.2.1).
 #[must_use]
 pub fn origin_form(uri: &Uri) -> Uri {
-    let path = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+    let Some(path) = uri.path_and_query() else {
+        return Uri::from_static("/");
+    };
+    if path.as_str().starts_with('/') {
+        return path.clone().into();
+    }
     // `http://host?query` has no path: an origin-form target needs one.
-    let rooted = if path.starts_with('?') { format!("/{path}") } else { path.to_owned() };
+    let rooted = format!("/{path}");
     Uri::try_from(rooted).unwrap_or_else(|_| Uri::from_static("/"))
 }

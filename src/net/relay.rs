@@ -299,10 +299,16 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn an_end_that_is_reset_ends_the_relay_and_its_pipe() {
-        let ((client, here), (there, mut upstream)) = (pair().await, pair().await);
+        let ((mut client, here), (there, mut upstream)) = (pair().await, pair().await);
         let pour = async {
-            let bytes = vec![7; 64 << 10];
-            while upstream.write_all(&bytes).await.is_ok() && pipes::used() == 0 {}
+            let (bytes, mut taken) = (vec![7; 64 << 10], vec![0; 1 << 10]);
+            // Where it was copied last, room has to come before a pipe is used.
+            while pipes::used() == 0 {
+                tokio::select! {
+                    written = upstream.write_all(&bytes) => written.unwrap(),
+                    read = client.read(&mut taken) => drop(read.unwrap()),
+                }
+            }
             client.set_zero_linger().unwrap();
             drop(client);
             while upstream.write_all(&bytes).await.is_ok() {}

@@ -41,21 +41,9 @@ impl Spelling {
     /// The spelling of `head`; `None`: Title-Case throughout.
     #[must_use]
     pub fn of(head: &[u8]) -> Option<Self> {
-        let mut noted = Vec::new();
-        let mut kinds = 0_u64;
-        for line in lines(head).skip(1) {
-            let (name, is_odd) = name(line);
-            let kind = kind(name);
-            if is_odd {
-                // Few have a double, and fewer a different one.
-                let before = if kinds & kind == 0 { 0 } else { count_before(line, name, head) };
-                noted.extend(std::iter::repeat_n(b':', before));
-                noted.extend_from_slice(name);
-                noted.push(b'\n');
-            }
-            kinds |= kind;
-        }
-        (!noted.is_empty()).then(|| Self(noted.into()))
+        let mut names = Names::of(head);
+        lines(head).skip(1).for_each(|line| names.see(line));
+        names.spelling()
     }
 
     /// `heads` with the names that were noted.
@@ -78,6 +66,44 @@ impl Spelling {
             line_at += line.len() + 1;
         }
         respelled
+    }
+}
+
+/// The names of a head whose lines are looked at one after the other.
+#[derive(Debug)]
+pub struct Names<'a> {
+    head: &'a [u8],
+    noted: Vec<u8>,
+    /// Of all that were seen: see [`kind`].
+    kinds: u64,
+}
+
+impl<'a> Names<'a> {
+    /// Those of `head`, none of which was seen.
+    #[must_use]
+    pub fn of(head: &'a [u8]) -> Self {
+        Self { head, noted: Vec::new(), kinds: 0 }
+    }
+
+    /// Looks at the next line behind the first.
+    pub fn see(&mut self, line: &[u8]) {
+        let (name, is_odd) = name(line);
+        let kind = kind(name);
+        if is_odd {
+            // Few have a double, and fewer a different one.
+            let is_new = self.kinds & kind == 0;
+            let before = if is_new { 0 } else { count_before(line, name, self.head) };
+            self.noted.extend(std::iter::repeat_n(b':', before));
+            self.noted.extend_from_slice(name);
+            self.noted.push(b'\n');
+        }
+        self.kinds |= kind;
+    }
+
+    /// How they are spelled; `None`: in Title-Case throughout.
+    #[must_use]
+    pub fn spelling(self) -> Option<Spelling> {
+        (!self.noted.is_empty()).then(|| Spelling(self.noted.into()))
     }
 }
 

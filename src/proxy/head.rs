@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
-use crate::net::{NextHead, Respelled, Spelling, end_of_head, lines, origin_form};
+use crate::net::{Names, NextHead, Respelled, Spelling, end_of_head, lines, origin_form};
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
@@ -291,10 +291,9 @@ impl<I: Resettable> Inspected<I> {
     fn judge(&mut self, head: &[u8]) {
         self.blanks = 0;
         self.reserved.release();
-        let (oddity, due) = judge(head);
+        let (oddity, due, spelling) = judge(head);
         self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
-        let mut spelling = self.head.spelling.lock().unwrap_or_else(PoisonError::into_inner);
-        *spelling = Spelling::of(head);
+        *self.head.spelling.lock().unwrap_or_else(PoisonError::into_inner) = spelling;
     }
 
     fn tell(&mut self, oddity: Oddity, due: Due) {
@@ -461,15 +460,20 @@ impl Chunks {
     }
 }
 
-/// What is odd about `head`, and what follows it.
-fn judge(head: &[u8]) -> (Oddity, Due) {
+/// What is odd about `head`, what follows it, and how it is spelled.
+fn judge(head: &[u8]) -> (Oddity, Due, Option<Spelling>) {
     let mut lines = lines(head);
     let request_line = lines.next().unwrap_or_default().trim_ascii_end();
     if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
-        return (Oddity::None, Due::Anything);
+        return (Oddity::None, Due::Anything, None);
     }
     let (mut length, mut coding) = (None, false);
-    for line in lines.filter(|line| matches!(line.first(), Some(b'c' | b'C' | b't' | b'T'))) {
+    let mut names = Names::of(head);
+    for line in lines {
+        names.see(line);
+        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
+            continue;
+        }
         if let Some(value) = value_of(line, b"content-length:") {
             length = Some(value);
         }
@@ -492,7 +496,7 @@ fn judge(head: &[u8]) -> (Oddity, Due) {
             value.map_or(Due::Anything, Due::Body)
         }
     };
-    (oddity, due)
+    (oddity, due, names.spelling())
 }
 
 /// Whether this is an OPTIONS with an absolute target that has neither a path
