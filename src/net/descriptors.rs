@@ -67,13 +67,18 @@ pub(super) fn are_exhausted() -> bool {
 /// Whether `socket` got one of the last descriptors. The system gives the
 /// lowest that is free, so all below it are in use.
 pub(super) fn is_of_reserve(socket: &impl AsRawFd) -> bool {
-    let first = soft_limit() - reserve();
+    let limit = soft_limit();
+    let first = limit - reserve_of(limit);
     u64::try_from(socket.as_raw_fd()).is_ok_and(|descriptor| descriptor >= first)
 }
 
 /// How many descriptors no new client gets.
 pub(super) fn reserve() -> u64 {
-    (soft_limit() / RESERVE_SHARE).min(MAX_RESERVE)
+    reserve_of(soft_limit())
+}
+
+fn reserve_of(limit: u64) -> u64 {
+    (limit / RESERVE_SHARE).min(MAX_RESERVE)
 }
 
 fn soft_limit() -> u64 {

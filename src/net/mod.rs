@@ -34,6 +34,6 @@ pub use head::{end_of_head, lines};
 pub use parent::ParentError;
 pub use relay::relay;
 pub use resolve::{NoAnswer, ResolveError, Resolver, Servers};
-pub use spelling::{Names, NextHead, Respelled, Spelling};
+pub use spelling::{Names, NextHead, Respelled, Slot, Spelling};
 pub use upstream::{Place, PooledBody, SendError, Upstream, UpstreamKey};
 pub use workers::{Admitted, Client, ClientLimits, Door, Refusals, Worker, Workers};

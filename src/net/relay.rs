@@ -9,11 +9,16 @@
 //!   costs two sockets.
 //! - A worker has 64 pipes at most. Where there is none, it is copied.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use socket2::SockRef;
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 
 use super::buffers::{Buffer, SIZE};
 
@@ -38,26 +43,32 @@ enum Flow {
 ///
 /// One of the two is broken.
 pub async fn relay(
-    client: &TcpStream,
+    client: &mut TcpStream,
     ahead: &[u8],
-    upstream: &TcpStream,
+    upstream: &mut TcpStream,
     moved: &impl Fn(),
 ) -> io::Result<(u64, u64)> {
+    let ((from_client, to_client), (from_upstream, to_upstream)) =
+        (client.split(), upstream.split());
     let up = async {
-        write_all(upstream, ahead).await?;
-        Ok(one_way(client, upstream, moved).await? + ahead.len() as u64)
+        write_all(to_upstream.as_ref(), ahead).await?;
+        Ok(one_way(from_client, to_upstream.as_ref(), moved).await? + ahead.len() as u64)
     };
-    tokio::try_join!(up, one_way(upstream, client, moved))
+    tokio::try_join!(up, one_way(from_upstream, to_client.as_ref(), moved))
 }
 
-async fn one_way(from: &TcpStream, to: &TcpStream, moved: &impl Fn()) -> io::Result<u64> {
+async fn one_way(mut from: ReadHalf<'_>, to: &TcpStream, moved: &impl Fn()) -> io::Result<u64> {
     let (mut total, mut flooded) = (0, false);
     loop {
-        from.readable().await?;
-        let pipe = if flooded { pipes::take() } else { None };
+        let pipe = if flooded {
+            from.readable().await?;
+            pipes::take()
+        } else {
+            None
+        };
         let (bytes, flow) = match pipe {
-            Some(pipe) => pipes::drain(pipe, from, to, moved).await?,
-            None => copy(from, to, moved).await?,
+            Some(pipe) => pipes::drain(pipe, from.as_ref(), to, moved).await?,
+            None => copy(&mut from, to, moved).await?,
         };
         total += bytes;
         match flow {
@@ -71,17 +82,31 @@ async fn one_way(from: &TcpStream, to: &TcpStream, moved: &impl Fn()) -> io::Res
 }
 
 /// Copies what one read brings.
-async fn copy(from: &TcpStream, to: &TcpStream, moved: &impl Fn()) -> io::Result<(u64, Flow)> {
-    let mut buffer = Buffer::take();
-    let count = match from.try_read(&mut buffer) {
-        Ok(0) => return Ok((0, Flow::End)),
-        Ok(count) => count,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok((0, Flow::Trickle)),
-        Err(error) => return Err(error),
-    };
+async fn copy(
+    from: &mut ReadHalf<'_>,
+    to: &TcpStream,
+    moved: &impl Fn(),
+) -> io::Result<(u64, Flow)> {
+    let (buffer, count) = poll_fn(|cx| poll_read(Pin::new(from), cx)).await?;
+    if count == 0 {
+        return Ok((0, Flow::End));
+    }
     moved();
     write_all(to, &buffer[..count]).await?;
     Ok((count as u64, if count == SIZE { Flow::Flood } else { Flow::Trickle }))
+}
+
+/// A buffer with what there is, and how much that is. After less than a buffer
+/// `poll_read` knows, and `try_read` does not, that another try would be vain.
+fn poll_read(
+    from: Pin<&mut ReadHalf<'_>>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<(Buffer, usize)>> {
+    let mut buffer = Buffer::take();
+    let mut read = ReadBuf::new(&mut buffer);
+    ready!(from.poll_read(cx, &mut read))?;
+    let count = read.filled().len();
+    Poll::Ready(Ok((buffer, count)))
 }
 
 async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
@@ -128,7 +153,7 @@ mod pipes {
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
-    use super::Flow;
+    use super::{Flow, SIZE};
 
     /// Pipes of one worker: two descriptors each, which its clients do without.
     const MOST_PIPES: usize = 64;
@@ -194,7 +219,9 @@ mod pipes {
                     empty(&pipe, count, to).await?;
                     total += count as u64;
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break Flow::Flood,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    break if total < SIZE as u64 { Flow::Trickle } else { Flow::Flood };
+                }
                 Err(error) => return Err(error),
             }
             tokio::task::consume_budget().await;
@@ -210,6 +237,7 @@ mod pipes {
     async fn empty(pipe: &Pipe, mut left: usize, to: &TcpStream) -> io::Result<()> {
         while left > 0 {
             match to.try_io(Interest::WRITABLE, || splice_all(&pipe.out, to, left)) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => left -= count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => to.writable().await?,
                 Err(error) => return Err(error),
@@ -261,14 +289,14 @@ mod tests {
 
     #[tokio::test]
     async fn floods_both_ways_come_whole_and_nothing_is_held_afterwards() {
-        let ((client, here), (there, upstream)) = (pair().await, pair().await);
+        let ((client, mut here), (mut there, upstream)) = (pair().await, pair().await);
         let calls = std::cell::Cell::new(0);
         let moved = || calls.set(calls.get() + 1);
         let (ahead, up, down) = (b"ahead".to_vec(), flood(1), flood(2));
         let (client, upstream, relayed) = tokio::join!(
             speak(client, up.clone()),
             speak(upstream, down.clone()),
-            relay(&here, &ahead, &there, &moved),
+            relay(&mut here, &ahead, &mut there, &moved),
         );
         assert!(client == down && upstream == [ahead, up].concat());
         assert_eq!(relayed.unwrap(), (FLOOD as u64 + 5, FLOOD as u64));
@@ -279,7 +307,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_small_goes_at_once_and_one_end_alone_ends_one_way() {
-        let ((mut client, here), (there, mut upstream)) = (pair().await, pair().await);
+        let ((mut client, mut here), (mut there, mut upstream)) = (pair().await, pair().await);
         let talk = async {
             let mut answer = [0; 4];
             client.write_all(b"ping").await.unwrap();
@@ -291,7 +319,7 @@ mod tests {
             upstream.shutdown().await.unwrap();
             assert_eq!((&answer, client.read(&mut [0]).await.unwrap()), (b"pong", 0));
         };
-        let (relayed, ()) = tokio::join!(relay(&here, b"", &there, &|| ()), talk);
+        let (relayed, ()) = tokio::join!(relay(&mut here, b"", &mut there, &|| ()), talk);
         assert_eq!(relayed.unwrap(), (4, 4));
     }
 
@@ -314,8 +342,8 @@ mod tests {
             while upstream.write_all(&bytes).await.is_ok() {}
         };
         let relayed = async {
-            let (here, there) = (here, there);
-            relay(&here, b"", &there, &|| ()).await
+            let (mut here, mut there) = (here, there);
+            relay(&mut here, b"", &mut there, &|| ()).await
         };
         let (relayed, ()) = tokio::join!(relayed, pour);
         relayed.unwrap_err();

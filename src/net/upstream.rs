@@ -38,7 +38,8 @@ use super::spelling::{Heads, Spelled};
 use super::{DialError, Dialer, Reach};
 use crate::metrics::{Metrics, Shard};
 
-/// Longest rest of a pooled connection, below the usual limits of servers.
+/// Longest rest of a pooled connection, or a look of the sweep more: below the
+/// usual limits of servers.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Time for a connection that has just answered to become ready again.
@@ -358,9 +359,9 @@ where
         request: Request<Seated<B>>,
     ) -> Result<Response<Incoming>, Unanswered<B>> {
         self.seat.uses(connection.task.abort_handle());
-        connection.heads.request(request.extensions().get().cloned());
+        connection.heads.await_answer(request.extensions().get().cloned());
         let response = connection.sender.try_send_request(request).await;
-        let spelling = connection.heads.answer();
+        let spelling = connection.heads.take_answer();
         self.connection = Some(connection);
         let mut response = response.map_err(|mut error| {
             let unsent = error.take_message();

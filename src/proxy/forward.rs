@@ -357,7 +357,7 @@ impl<'a> Exchange<'a> {
         })
     }
 
-    /// Sends the request, which is `at` now, and waits for the answer's head. A
+    /// Sends the request and waits for the answer's head; `at` is the time now. A
     /// client that is still giving its body is no silent upstream.
     async fn send(
         &self,

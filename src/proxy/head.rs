@@ -10,8 +10,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
-use crate::net::{Names, NextHead, Respelled, Spelling, end_of_head, lines, origin_form};
+use crate::net::{Names, NextHead, Respelled, Slot, Spelling, end_of_head, lines, origin_form};
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
@@ -97,7 +97,7 @@ pub(super) struct HeadWatch {
     switched: AtomicBool,
     seen: AtomicU8,
     /// How the request is spelled.
-    spelling: Mutex<Option<Spelling>>,
+    spelling: Slot,
     /// The answer's.
     answer: Arc<NextHead>,
     reader: AtomicWaker,
@@ -113,12 +113,12 @@ impl HeadWatch {
 
     /// How the head that was parsed is spelled, unless that is Title-Case.
     pub(super) fn take_spelling(&self) -> Option<Spelling> {
-        self.spelling.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.spelling.take()
     }
 
     /// The answer that will be written is spelled so.
-    pub(super) fn answer_is_spelled(&self, spelling: Option<Spelling>) {
-        self.answer.is_spelled(spelling);
+    pub(super) fn set_answer_spelling(&self, spelling: Option<Spelling>) {
+        self.answer.set_spelling(spelling);
     }
 
     /// The answer is on its way: what comes now is the next head.
@@ -293,7 +293,7 @@ impl<I: Resettable> Inspected<I> {
         self.reserved.release();
         let (oddity, due, spelling) = judge(head);
         self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
-        *self.head.spelling.lock().unwrap_or_else(PoisonError::into_inner) = spelling;
+        self.head.spelling.set(spelling);
     }
 
     fn tell(&mut self, oddity: Oddity, due: Due) {
@@ -354,7 +354,7 @@ impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Self { stream, out, watch, .. } = self.get_mut();
-        let written = out.poll_write(pinned(stream), cx, bufs);
+        let written = out.poll_write_vectored(pinned(stream), cx, bufs);
         match &written {
             Poll::Ready(Ok(_)) => watch.taken(),
             Poll::Ready(Err(_)) => {}
@@ -369,7 +369,7 @@ impl<I: AsyncWrite + Resettable + Unpin> AsyncWrite for Inspected<I> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.out.flushing();
+        this.out.all_written();
         let flushed = this.stream().poll_flush(cx);
         match &flushed {
             Poll::Ready(_) => this.watch.all_taken(),

@@ -166,7 +166,7 @@ impl Turns {
         }
         let has_length = answer.body().size_hint().exact().is_some();
         let ends_by_closing = asked.version != Version::HTTP_11 && !has_length;
-        self.head.answer_is_spelled(answer.extensions_mut().remove());
+        self.head.set_answer_spelling(answer.extensions_mut().remove());
         let patience = patience(&answer, self.patience);
         let answering = self.watch.answer_begun(patience, ends_by_closing);
         answer.map(|body| Guarded::new(body, answering))

@@ -61,12 +61,13 @@ impl Service {
 
     /// Leads to and from another host. What does not end in order is reset toward
     /// both sides: neither must take it for the other's end.
-    pub(super) async fn tunnel_to(&self, client: Rewound, upstream: TcpStream) {
-        let (early, client) = client.into_parts();
+    pub(super) async fn tunnel_to(&self, client: Rewound, mut upstream: TcpStream) {
+        let (early, mut client) = client.into_parts();
         let last = Cell::new(Instant::now());
         let moved = || last.set(Instant::now());
-        let relay = pin!(relay(&client, &early, &upstream, &moved));
-        if !self.tunnel(relay, &last).await {
+        let relayed = relay(&mut client, &early, &mut upstream, &moved);
+        let ended = self.tunnel(pin!(relayed), &last).await;
+        if !ended {
             client.reset();
             upstream.reset();
         }

@@ -209,6 +209,8 @@ impl Press {
             .with_no_client_auth()
             .with_single_cert(vec![certificate], key)?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // OpenSSL would have AES-256 of TLS 1.3 at any price.
+        config.ignore_client_order = true;
         // Clients of TLS 1.2 that take no tickets are remembered, the last 256 of each leaf in some hundred bytes each.
         config.ticketer = Arc::new(LeafTickets { ticketer: Arc::clone(&self.ticketer), not_after });
         // The next connection takes one; more would only be more bytes for clients that never come again.
@@ -358,7 +360,9 @@ mod tests {
         authority: &Authority,
         version: &'static SupportedProtocolVersion,
     ) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::builder_with_provider(provider())
+        // It would rather have AES-256.
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[version])
             .unwrap()
             .with_root_certificates(roots(authority))
@@ -412,6 +416,8 @@ mod tests {
                 let first = connect(&client, Arc::clone(&server), host);
                 assert_eq!(first.protocol_version(), Some(version.version));
                 assert_eq!(first.alpn_protocol(), Some(ALPN));
+                let suite = first.negotiated_cipher_suite().unwrap().suite();
+                assert!(suite.as_str().unwrap().contains("AES_128_GCM_SHA256"), "{suite:?}");
                 assert_eq!(first.handshake_kind(), Some(HandshakeKind::Full));
                 let second = connect(&client, Arc::clone(&server), host);
                 assert_eq!(second.handshake_kind(), Some(HandshakeKind::Resumed));
