@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::head::{end_of_head, lines};
@@ -145,15 +144,14 @@ impl<'a> Names<'a> {
 
 /// The name that `line` begins with, and whether hyper would spell it otherwise.
 fn name(line: &[u8]) -> (&[u8], bool) {
-    let (mut is_odd, mut before) = (false, b'-');
+    let (mut is_odd, mut begins) = (false, true);
     for (at, &byte) in line.iter().enumerate() {
         if byte == b':' {
             return (&line[..at], is_odd);
         }
-        let wrong =
-            if before == b'-' { byte.is_ascii_lowercase() } else { byte.is_ascii_uppercase() };
-        is_odd |= wrong;
-        before = byte;
+        // The letter's case is told by one bit.
+        is_odd |= (byte & 0x20 != 0) == begins && byte.is_ascii_alphabetic();
+        begins = byte == b'-';
     }
     (line, false)
 }
@@ -210,15 +208,16 @@ impl NextHead {
 #[derive(Debug)]
 pub struct Respelled {
     next: Arc<NextHead>,
-    /// What is still to be written of a respelled head.
-    rest: Bytes,
+    /// A respelled head, and how much of it is written; empty: all.
+    head: Vec<u8>,
+    written: usize,
 }
 
 impl Respelled {
     /// Respells what `next` tells of.
     #[must_use]
     pub fn new(next: &Arc<NextHead>) -> Self {
-        Self { next: Arc::clone(next), rest: Bytes::new() }
+        Self { next: Arc::clone(next), head: Vec::new(), written: 0 }
     }
 
     /// Writes `slices` to `stream`, the head in its spelling.
@@ -236,23 +235,28 @@ impl Respelled {
         self.next.is_writing.store(true, Ordering::Relaxed);
         let first = slices.first().map(|slice| &**slice).unwrap_or_default();
         if let Some(spelling) = self.next.spelling.take() {
-            self.rest = spelling.put_back(first).into();
+            self.head = spelling.put_back(first);
+            self.written = 0;
         }
-        if self.rest.is_empty() {
+        let rest = &self.head[self.written..];
+        if rest.is_empty() {
             return stream.poll_write_vectored(cx, slices);
         }
-        if first.len() < self.rest.len() {
+        if first.len() < rest.len() {
             return Poll::Ready(Err(io::Error::other("the head before was not written whole")));
         }
         // Another head may have joined what is left of this one.
-        let is_alone = first.len() == self.rest.len();
+        let is_alone = first.len() == rest.len();
         let count = if is_alone { slices.len().min(MAX_PIECES) } else { 1 };
         let mut pieces = [IoSlice::new(&[]); MAX_PIECES];
         pieces[..count].copy_from_slice(&slices[..count]);
-        pieces[0] = IoSlice::new(&self.rest);
+        pieces[0] = IoSlice::new(rest);
         let written = ready!(stream.poll_write_vectored(cx, &pieces[..count]))?;
-        // `advance` to its end would keep the memory of the whole.
-        self.rest = self.rest.slice(written.min(self.rest.len())..);
+        if written < rest.len() {
+            self.written += written;
+        } else {
+            (self.head, self.written) = (Vec::new(), 0);
+        }
         Poll::Ready(Ok(written))
     }
 
