@@ -11,6 +11,7 @@
 #                                                        a token's death a minute, something broken every ten seconds
 #   tests/run.sh -- --ignored --nocapture fleet          twenty sidecars on one Redis, and what FLEET_SIZE (1000) cost it,
 #                                                        watched for FLEET_REST_SECONDS (60) at rest
+#   tests/run.sh -- --ignored --nocapture storm          a thousand requests refused at once, and who has nothing to do with it
 #   DIFFERENTIAL_STREAMS=20000 tests/run.sh -- --nocapture differential  damaged requests, more than the usual 1500
 #
 # Needed: redis-server, nginx, curl, openssl and python3 with venv; for the clients of other languages Go, PHP with its curl

@@ -1,10 +1,13 @@
 //! Many clients whose token dies at the same moment.
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
 use crate::support::client::{Request, Way};
+use crate::support::origin::Origin;
 use crate::support::{Stage, World, until};
 
 /// Lets `count` requests reach the shop with the token, kills it and lets them be refused together.
@@ -125,4 +128,93 @@ async fn deaths_under_steady_traffic_are_never_seen() {
     tokio::join!(join_all(clients), deaths);
     assert_eq!(world.solver.solves(), 3);
     assert_eq!(world.solver.most_at_once(), 1);
+}
+
+/// Asks again and again, until `done`, and returns the latencies in order.
+async fn latencies(mut ask: impl AsyncFnMut(), done: &Cell<bool>) -> Vec<Duration> {
+    let mut latencies = Vec::new();
+    while !done.get() {
+        let asked = Instant::now();
+        ask().await;
+        latencies.push(asked.elapsed());
+    }
+    latencies.sort();
+    latencies
+}
+
+/// The latencies of a tunnel and of another host by absolute-form while `work` lasts.
+async fn unaffected<T>(
+    world: &World,
+    elsewhere: &Origin,
+    work: impl Future<Output = T>,
+) -> (T, [Vec<Duration>; 2]) {
+    let host = elsewhere.addr();
+    let mut tunnel = world.tunnel(&host.to_string()).await;
+    let mut absolute = world.wire().await;
+    let through = async || {
+        tunnel.send(format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(tunnel.response("GET").await.status, 200);
+    };
+    let forwarded = async || {
+        absolute.send(format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(absolute.response("GET").await.status, 200);
+    };
+    let done = Cell::new(false);
+    let work = async {
+        let outcome = work.await;
+        done.set(true);
+        outcome
+    };
+    let (outcome, tunnel, host) =
+        tokio::join!(work, latencies(through, &done), latencies(forwarded, &done));
+    (outcome, [tunnel, host])
+}
+
+/// The middle and the slowest but one in a hundred, in milliseconds.
+fn shown(latencies: &[Duration]) -> String {
+    let at = |percent: usize| {
+        latencies[(latencies.len() * percent).div_ceil(100) - 1].as_secs_f64() * 1e3
+    };
+    format!("p50 {:.2} ms, p99 {:.2} ms of {}", at(50), at(99), latencies.len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a bound in time that a busy machine breaks"]
+async fn storm_of_a_thousand_is_over_soon_after_the_token_is_there() {
+    let mut stage = Stage::new().await;
+    let elsewhere = Origin::start_other(None).await;
+    // Each worker has half of them.
+    stage.set("UPSTREAM_CONNECTIONS", 2000);
+    stage.set("ALLOW_HOSTS", elsewhere.addr());
+    let world = stage.start().await;
+    let rest = tokio::time::sleep(Duration::from_secs(2));
+    let ((), before) = unaffected(&world, &elsewhere, rest).await;
+    let answers = (0..1000).map(|number| {
+        let world = &world;
+        async move {
+            let mut session = world.open(Way::AbsoluteHttp).await;
+            let answer = session.get(&format!("/web/api/v2/gate/{number}")).await;
+            assert_eq!(answer.status, 200);
+            Instant::now()
+        }
+    });
+    let refuse = async {
+        world.origin.arrived(1000).await;
+        world.kill_token();
+        world.origin.open_gate();
+        until("the next token", async || world.sidecar.generation().await == 2).await;
+        Instant::now()
+    };
+    let storm = async { tokio::join!(join_all(answers), refuse) };
+    let ((answers, published), during) = unaffected(&world, &elsewhere, storm).await;
+    let mut waits: Vec<Duration> =
+        answers.iter().map(|at| at.saturating_duration_since(published)).collect();
+    waits.sort();
+    println!("answers after the token's publication: {}, last {:?}", shown(&waits), waits[999]);
+    for (what, before, during) in
+        [("tunnel", &before[0], &during[0]), ("other host", &before[1], &during[1])]
+    {
+        println!("{what}: {} before, {} during the storm", shown(before), shown(during));
+    }
+    assert!(waits[999] <= Duration::from_millis(300), "{:?}", waits[999]);
 }
