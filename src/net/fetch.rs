@@ -95,6 +95,6 @@ pub fn origin_form(uri: &Uri) -> Uri {
         return path.clone().into();
     }
     // `http://host?query` has no path: an origin-form target needs one.
-    let rooted = format!("/{path}");
+    let rooted = format!("/{}", path.as_str());
     Uri::try_from(rooted).unwrap_or_else(|_| Uri::from_static("/"))
 }
