@@ -7,7 +7,7 @@
 //!
 //! - Buffers and pipes are held only while bytes are in them: a relay that rests
 //!   costs two sockets.
-//! - A worker has 64 pipes at most. Where there is none, it is copied.
+//! - A worker has 64 pipes of 256 KiB at most. Where there is none, it is copied.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -149,7 +149,7 @@ mod pipes {
     use std::io::{self, ErrorKind};
     use std::os::fd::{AsFd, OwnedFd};
 
-    use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+    use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
     use tokio::io::Interest;
     use tokio::net::TcpStream;
 
@@ -157,6 +157,9 @@ mod pipes {
 
     /// Pipes of one worker: two descriptors each, which its clients do without.
     const MOST_PIPES: usize = 64;
+
+    /// Bytes that a pipe takes; 64 KiB by itself.
+    const PIPE_SIZE: usize = 256 * 1024;
 
     /// Bytes that are asked for at once, more than a pipe takes.
     const MOST_AT_ONCE: usize = 1 << 20;
@@ -186,6 +189,8 @@ mod pipes {
                 return None;
             }
             let (out, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+            // A user may have 64 MB of them: then it stays as it is.
+            let _ = fcntl_setpipe_size(&into, PIPE_SIZE);
             OPEN.set(OPEN.get() + 1);
             Some(Pipe { out, into })
         })
