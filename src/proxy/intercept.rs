@@ -27,10 +27,9 @@ use tracing::debug;
 
 use super::error::ProxyError;
 use super::forward::Outbound;
-use super::gate;
 use super::head::{Inspected, Resettable, Subject};
 use super::service::{Answer, ClientConnection, Next, Seen, Service, answer_of, log};
-use super::way::Coming;
+use super::way::{Coming, passed};
 use crate::config::normalize_host;
 use crate::hints::Hint;
 use crate::metrics::{Limit, Route};
@@ -196,15 +195,12 @@ impl Service {
         tunnelled: &Tunnelled,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
-        let (mut parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        let subject = head?;
-        gate::check(&parts)?;
+        let (mut parts, body, subject) = passed(request, head, client)?;
         if parts.method == Method::CONNECT {
             return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
         }
         let upstream = Rc::clone(self.api(tunnelled.origin));
-        let names_it = |field| names(field, &tunnelled.host, upstream.key().port);
+        let names_it = |field| names_host(field, &tunnelled.host, upstream.key().port);
         let host =
             if parts.uri.authority().is_none() && parts.headers.get(HOST).is_some_and(names_it) {
                 None
@@ -246,7 +242,7 @@ impl Service {
 }
 
 /// Whether `field` is `host` as nearly all write it, with `port` or without one.
-fn names(field: &HeaderValue, host: &str, port: u16) -> bool {
+fn names_host(field: &HeaderValue, host: &str, port: u16) -> bool {
     match field.as_bytes().strip_prefix(host.as_bytes()) {
         Some([]) => true,
         Some([b':', digits @ ..]) => {

@@ -42,10 +42,7 @@ impl Service {
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
         let on_upgrade = hyper::upgrade::on(&mut request);
-        let (parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        head?;
-        gate::check(&parts)?;
+        let (parts, _, _) = passed(request, head, client)?;
         self.check_proxy_auth(&parts)?;
         let Some((host, port)) = address_of(&parts.uri, None) else {
             return Err(ProxyError::BadRequest("CONNECT takes host:port as its target"));
@@ -75,10 +72,7 @@ impl Service {
         route: &mut Route,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
-        let (mut parts, body) = request.into_parts();
-        client.request_came(&parts, &body);
-        let subject = head?;
-        gate::check(&parts)?;
+        let (mut parts, body, subject) = passed(request, head, client)?;
         let to = if parts.uri.scheme().is_some() {
             self.absolute(&mut parts, subject, route)?
         } else if let Some(file) = self.well_known(&parts) {
@@ -192,6 +186,24 @@ impl Proxy {
             self.hints.tell(&Hint::NoProxy(host));
         }
     }
+}
+
+/// The pieces of a request that `client` has sent, and what it is about, if it
+/// passes the gate.
+///
+/// # Errors
+///
+/// What is wrong with its `head`, as it came or as the gate sees it.
+pub(super) fn passed(
+    request: Request<Incoming>,
+    head: Result<Subject, ProxyError>,
+    client: &ClientConnection,
+) -> Result<(Parts, Incoming, Subject), ProxyError> {
+    let (parts, body) = request.into_parts();
+    client.request_came(&parts, &body);
+    let subject = head?;
+    gate::check(&parts)?;
+    Ok((parts, body, subject))
 }
 
 pub(super) fn route_of(method: &Method, uri: &Uri) -> Route {
