@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use super::replay::{BodyError, ReplayBody};
 
 use super::credentials::{self, OwnCookies, OwnToken};
-use super::head::{HeadWatch, Inspected, Resettable, Subject};
+use super::head::{Head, HeadWatch, Inspected, Resettable};
 use super::replay::Replay;
 use super::watch::Watches;
 use super::way::address_of;
@@ -65,16 +65,13 @@ pub async fn judge_heads(reads: Vec<Vec<u8>>) -> Vec<Judged> {
         }
     });
     let mut http = http1::Builder::new();
-    http.max_headers(200).max_buf_size(128 * 1024).header_read_timeout(None);
+    http.max_buf_size(128 * 1024).header_read_timeout(None);
     // How it ends is hyper's affair.
     let _ = http.serve_connection(TokioIo::new(stream), service).await;
     judged.into_inner()
 }
 
-fn judge(
-    head: Result<Subject, ProxyError>,
-    request: http::Request<Incoming>,
-) -> (Judged, Incoming) {
+fn judge(head: Result<Head, ProxyError>, request: http::Request<Incoming>) -> (Judged, Incoming) {
     let (parts, body) = request.into_parts();
     let checked = head.and_then(|_| gate::check(&parts));
     let status = checked.map_or_else(|error| error.into_response().status().as_u16(), |()| 200);

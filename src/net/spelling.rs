@@ -1,9 +1,9 @@
 //! The spelling of field names, kept on the way through.
 //!
-//! `http` knows names in lower case only, and hyper writes them in Title-Case
-//! here, as most clients and servers do. A head that is spelled otherwise is
-//! noted as it comes, and put back into its own spelling as it goes out. hyper
-//! can keep names itself (`preserve_header_case`), but of each head, which is a
+//! `http` knows names in lower case only, and that is how hyper writes them here.
+//! A head is remembered as it came, and beneath hyper its names are put back as it
+//! goes out; those that it did not have are put into Title-Case, as most clients and
+//! servers spell them. hyper can keep names itself (`preserve_header_case`), for a
 //! fifth of what a request costs.
 //!
 //! # Invariants
@@ -11,10 +11,11 @@
 //! - Nothing but names is changed, and of them nothing but the case: a head goes
 //!   out as long as hyper made it.
 //! - Only bytes of heads are respelled: a head before which something is still
-//!   being written goes out in Title-Case.
-//! - A head is noted before hyper has refused it, so what that costs has a bound.
+//!   being written goes out in lower case.
 
+use std::fmt;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,149 +23,139 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::head::{end_of_head, lines};
+use super::head::{end_of_head, is_blank, lines, name_of};
 
 /// Longest head of an answer whose spelling is kept if it comes in pieces.
 const MAX_PARTIAL: usize = 64 * 1024;
 
+/// Longest head that is remembered with its values.
+const MAX_WHOLE: usize = 2 * 1024;
+
 /// Fields of a head whose spelling is kept: no less than hyper takes.
-const MOST_FIELDS: u16 = 256;
+const MOST_FIELDS: usize = 128;
 
 /// Pieces of a body that may go out with a respelled head in one write.
 const MAX_PIECES: usize = 8;
 
-/// The names in a head that are not in Title-Case.
-///
-/// Of each: how many fields of the same name, however spelled, stand before it,
-/// in one byte; its length, in two; and the name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spelling(Arc<[u8]>);
+/// How the names in a head are spelled; by default, in Title-Case.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Spelling {
+    /// The head as it came, or the names alone, in lines of their own.
+    head: Option<Arc<[u8]>>,
+}
 
 impl Spelling {
-    /// The spelling of `head`; `None`: Title-Case throughout.
+    /// The spelling of `head`.
     #[must_use]
-    pub fn of(head: &[u8]) -> Option<Self> {
-        let mut names = Names::of(head);
-        lines(head).skip(1).for_each(|line| names.see(line));
-        names.spelling()
+    pub fn of(head: &[u8]) -> Self {
+        if head.len() <= MAX_WHOLE {
+            return Self { head: Some(head.into()) };
+        }
+        let mut names = b"\n".to_vec();
+        for name in names_of(head) {
+            names.extend_from_slice(name);
+            names.extend_from_slice(b":\n");
+        }
+        Self { head: Some(names.into()) }
     }
 
-    fn notes(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        let mut rest = &*self.0;
-        std::iter::from_fn(move || {
-            let ([before, long, short], notes) = rest.split_first_chunk()?;
-            let (name, notes) = notes.split_at(u16::from_be_bytes([*long, *short]).into());
-            rest = notes;
-            Some((*before, name))
-        })
-    }
-
-    /// `heads` with the names that were noted.
-    fn put_back(&self, heads: &[u8]) -> Vec<u8> {
-        let mut noted: Vec<_> = self.notes().collect();
+    /// `heads`, whose names are in lower case, so spelled.
+    fn respell(&self, heads: &[u8]) -> Vec<u8> {
+        let mut known = Known::of(self.head.as_deref().unwrap_or_default());
         let mut respelled = heads.to_vec();
-        let mut line_at = 0;
+        let (mut line_at, mut is_start_line) = (0, true);
         for line in lines(heads) {
-            noted.retain_mut(|(before, name)| {
-                if !begins_with(line, name) {
-                    return true;
-                }
-                let is_it = *before == 0;
-                if is_it {
-                    respelled[line_at..][..name.len()].copy_from_slice(name);
-                }
-                *before = before.saturating_sub(1);
-                !is_it
-            });
+            let out = &mut respelled[line_at..];
+            if is_start_line {
+            } else if let Some(name) = known.take(line) {
+                out[..name.len()].copy_from_slice(name);
+            } else if let Some(name) = name_of(line) {
+                title_case(&mut out[..name.len()]);
+            }
+            // Another head may follow.
+            is_start_line = is_blank(line);
             line_at += line.len() + 1;
         }
         respelled
     }
 }
 
-/// The names of a head whose lines are looked at one after the other.
-#[derive(Debug)]
-pub struct Names<'a> {
-    head: &'a [u8],
-    count: u16,
-    noted: Vec<u8>,
-    /// Of all that were seen: see [`kind`].
-    kinds: u64,
-}
-
-impl<'a> Names<'a> {
-    /// Those of `head`, none of which was seen.
-    #[must_use]
-    pub fn of(head: &'a [u8]) -> Self {
-        Self { head, count: 0, noted: Vec::new(), kinds: 0 }
-    }
-
-    /// Looks at the next line of the head behind the first.
-    pub fn see(&mut self, line: &'a [u8]) {
-        if line.trim_ascii_end().is_empty() {
-            return;
-        }
-        if self.count == MOST_FIELDS {
-            // hyper will refuse it.
-            return self.noted.clear();
-        }
-        let (name, is_odd) = name(line);
-        let kind = kind(name);
-        if is_odd {
-            // Few have a double, and fewer a different one.
-            let before = if self.kinds & kind == 0 { 0 } else { self.count_before(line, name) };
-            self.note(before, name);
-        }
-        self.kinds |= kind;
-        self.count += 1;
-    }
-
-    fn note(&mut self, before: u8, name: &[u8]) {
-        let Ok(length) = u16::try_from(name.len()) else {
-            return;
-        };
-        self.noted.push(before);
-        self.noted.extend_from_slice(&length.to_be_bytes());
-        self.noted.extend_from_slice(name);
-    }
-
-    /// How many fields of this `name` stand before `line`.
-    fn count_before(&self, line: &[u8], name: &[u8]) -> u8 {
-        let seen = lines(self.head).skip(1).take(self.count.into());
-        let same = seen.take_while(|seen| !std::ptr::eq(*seen, line));
-        same.fold(0, |count, seen| count + u8::from(begins_with(seen, name)))
-    }
-
-    /// How they are spelled; `None`: in Title-Case throughout.
-    #[must_use]
-    pub fn spelling(self) -> Option<Spelling> {
-        (!self.noted.is_empty()).then(|| Spelling(self.noted.into()))
+impl fmt::Debug for Spelling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The values are nobody's business.
+        let names = self.head.as_deref().into_iter().flat_map(names_of);
+        f.debug_list().entries(names.map(String::from_utf8_lossy)).finish()
     }
 }
 
-/// The name that `line` begins with, and whether hyper would spell it otherwise.
-fn name(line: &[u8]) -> (&[u8], bool) {
-    let (mut is_odd, mut begins) = (false, true);
-    for (at, &byte) in line.iter().enumerate() {
-        if byte == b':' {
-            return (&line[..at], is_odd);
+fn names_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    lines(head).skip(1).filter_map(name_of).take(MOST_FIELDS)
+}
+
+fn title_case(name: &mut [u8]) {
+    let mut begins = true;
+    for byte in name {
+        if begins {
+            byte.make_ascii_uppercase();
         }
-        // The letter's case is told by one bit.
-        is_odd |= (byte & 0x20 != 0) == begins && byte.is_ascii_alphabetic();
-        begins = byte == b'-';
+        begins = *byte == b'-';
     }
-    (line, false)
 }
 
-/// One bit for `name`, the same in each spelling; others may have it, too.
-fn kind(name: &[u8]) -> u64 {
-    let first = name.first().map_or(0, u8::to_ascii_lowercase);
-    1 << ((usize::from(first) ^ name.len() << 1) % 64)
+/// The names of a head that are still to be put back.
+struct Known<'a> {
+    /// Lines that were not looked at.
+    lines: &'a [u8],
+    /// Those that were, and had another name.
+    left: Vec<&'a [u8]>,
 }
 
-/// Whether `line` is a field of this `name`, however spelled.
-fn begins_with(line: &[u8], name: &[u8]) -> bool {
-    line.get(name.len()) == Some(&b':') && line[..name.len()].eq_ignore_ascii_case(name)
+impl<'a> Known<'a> {
+    fn of(head: &'a [u8]) -> Self {
+        let mut known = Self { lines: head, left: Vec::new() };
+        known.next_line();
+        known
+    }
+
+    /// Takes the first name that is the one in `line`, but for its spelling. Of a name
+    /// that the head has several times, the values keep their order on their way.
+    fn take(&mut self, line: &[u8]) -> Option<&'a [u8]> {
+        for at in 0..self.left.len() {
+            if let Some(name) = same_name(line, self.left[at]) {
+                self.left.remove(at);
+                return Some(name);
+            }
+        }
+        while let Some(known) = self.next_line() {
+            match same_name(line, known) {
+                Some(name) => return Some(name),
+                None => self.left.push(known),
+            }
+        }
+        None
+    }
+
+    fn next_line(&mut self) -> Option<&'a [u8]> {
+        let end = memchr::memchr(b'\n', self.lines)?;
+        let (line, rest) = self.lines.split_at(end);
+        self.lines = &rest[1..];
+        Some(line)
+    }
+}
+
+/// The name in `known`, if it is that in `line` but for its spelling, which is lower
+/// case there.
+fn same_name<'a>(line: &[u8], known: &'a [u8]) -> Option<&'a [u8]> {
+    for (at, (byte, known_byte)) in line.iter().zip(known).enumerate() {
+        if byte == known_byte {
+            if *byte == b':' {
+                return Some(&known[..at]);
+            }
+        } else if !byte.is_ascii_lowercase() || *byte != known_byte.to_ascii_lowercase() {
+            return None;
+        }
+    }
+    None
 }
 
 /// Where a spelling waits for whoever needs it. Used by one thread; `Sync` since
@@ -195,8 +186,9 @@ pub struct NextHead {
 
 impl NextHead {
     /// The next head to be written is spelled so.
-    pub fn set_spelling(&self, spelling: Option<Spelling>) {
-        self.spelling.set(spelling.filter(|_| !self.is_writing.load(Ordering::Relaxed)));
+    pub fn set_spelling(&self, spelling: Spelling) {
+        let is_writing = self.is_writing.load(Ordering::Relaxed);
+        self.spelling.set((!is_writing).then_some(spelling));
     }
 }
 
@@ -235,7 +227,7 @@ impl Respelled {
         self.next.is_writing.store(true, Ordering::Relaxed);
         let first = slices.first().map(|slice| &**slice).unwrap_or_default();
         if let Some(spelling) = self.next.spelling.take() {
-            self.head = spelling.put_back(first);
+            self.head = spelling.respell(first);
             self.written = 0;
         }
         let rest = &self.head[self.written..];
@@ -277,19 +269,19 @@ pub(super) struct Heads {
 
 impl Heads {
     /// A request is being sent, spelled so.
-    pub(super) fn await_answer(&self, request: Option<Spelling>) {
+    pub(super) fn await_answer(&self, request: Spelling) {
         self.request.set_spelling(request);
         self.answer_is_due.store(true, Ordering::Relaxed);
     }
 
     /// How the answer that has come is spelled.
-    pub(super) fn take_answer(&self) -> Option<Spelling> {
-        self.answer.take()
+    pub(super) fn take_answer(&self) -> Spelling {
+        self.answer.take().unwrap_or_default()
     }
 
-    fn answer_came(&self, spelling: Option<Spelling>) {
+    fn answer_came(&self, spelling: Spelling) {
         self.answer_is_due.store(false, Ordering::Relaxed);
-        self.answer.set(spelling);
+        self.answer.set(Some(spelling));
     }
 }
 
@@ -310,27 +302,32 @@ impl<S> Spelled<S> {
         Self { stream, heads: Arc::clone(heads), out, partial: Vec::new() }
     }
 
-    /// Looks for the head of the answer that is due.
-    fn look(&mut self, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() && self.heads.answer_is_due.load(Ordering::Relaxed) {
-            rest = self.look_at_head(rest);
+    /// Looks for the head of the answer that is due. Says which part of `bytes`
+    /// hyper need not see.
+    fn look(&mut self, bytes: &[u8]) -> Option<Range<usize>> {
+        let (mut at, mut needless) = (0, None);
+        while at < bytes.len() && self.heads.answer_is_due.load(Ordering::Relaxed) {
+            let (end, persists) = self.look_at_head(&bytes[at..]);
+            needless = persists.map(|line| at + line.start..at + line.end);
+            at += end;
         }
+        needless
     }
 
-    /// Looks at the head that begins with `bytes`, or goes on with them; returns
-    /// what follows it.
-    fn look_at_head<'b>(&mut self, bytes: &'b [u8]) -> &'b [u8] {
+    /// Looks at the head that begins with `bytes`, or goes on with them. Returns
+    /// where it ends, and where in `bytes` it says that the connection persists.
+    fn look_at_head(&mut self, bytes: &[u8]) -> (usize, Option<Range<usize>>) {
         if self.partial.is_empty() {
             // Line ends too many before it are no head (RFC 9112 §2.2).
             let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            let bytes = &bytes[blank..];
-            let Some(end) = end_of_head(bytes) else {
-                self.partial.extend_from_slice(bytes);
-                return &[];
+            let head = Answer::read(&bytes[blank..]);
+            let Some(end) = head.end else {
+                self.partial.extend_from_slice(&bytes[blank..]);
+                return (bytes.len(), None);
             };
-            self.head_came(&bytes[..end]);
-            return &bytes[end..];
+            self.head_came(&bytes[blank..][..end]);
+            let persists = head.persists.map(|line| blank + line.start..blank + line.end);
+            return (blank + end, persists);
         }
         let known = self.partial.len();
         self.partial.extend_from_slice(bytes);
@@ -339,19 +336,47 @@ impl<S> Spelled<S> {
         let Some(end) = end_of_head(&self.partial[from..]).map(|end| from + end) else {
             if self.partial.len() > MAX_PARTIAL {
                 self.partial = Vec::new();
-                self.heads.answer_came(None);
+                self.heads.answer_came(Spelling::default());
             }
-            return &[];
+            return (bytes.len(), None);
         };
         let partial = std::mem::take(&mut self.partial);
         self.head_came(&partial[..end]);
-        &bytes[end - known..]
+        (end - known, None)
     }
 
     fn head_came(&self, head: &[u8]) {
         if !is_interim(head) {
             self.heads.answer_came(Spelling::of(head));
         }
+    }
+}
+
+/// An answer's head.
+struct Answer {
+    /// `None`: not all of it has come.
+    end: Option<usize>,
+    /// The line that says that the connection persists, where that goes without saying
+    /// (RFC 9112 §9.3). No client gets to see it, and to take it out of a `HeaderMap`
+    /// would take a new one.
+    persists: Option<Range<usize>>,
+}
+
+impl Answer {
+    fn read(bytes: &[u8]) -> Self {
+        let (mut at, mut persists) = (0, None);
+        for line in lines(bytes) {
+            let start = at;
+            at += line.len() + 1;
+            if is_blank(line) {
+                let persists = persists.filter(|_| bytes.starts_with(b"HTTP/1.1 "));
+                return Self { end: Some(at), persists };
+            }
+            if line.eq_ignore_ascii_case(b"connection: keep-alive\r") {
+                persists = Some(start..at);
+            }
+        }
+        Self { end: None, persists: None }
     }
 }
 
@@ -370,7 +395,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Spelled<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        this.look(&buf.filled()[before..]);
+        let read = &mut buf.filled_mut()[before..];
+        if let Some(needless) = this.look(read) {
+            let left = read.len() - needless.len();
+            read.copy_within(needless.end.., needless.start);
+            buf.set_filled(before + left);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -417,56 +447,73 @@ mod tests {
 
     use super::*;
 
-    fn spelled(head: &str) -> Option<Spelling> {
+    fn spelled(head: &str) -> Spelling {
         Spelling::of(head.as_bytes())
     }
 
-    #[test]
-    fn only_what_hyper_would_spell_otherwise_is_noted() {
-        let check = |fields: &str, noted: Option<&str>| {
-            let spelling = spelled(&format!("GET /a:b HTTP/1.1\r\n{fields}\r\n"));
-            let text = spelling.as_ref().map(|spelling| {
-                let note = |(before, name)| format!("{before}{}", String::from_utf8_lossy(name));
-                spelling.notes().map(note).collect::<Vec<_>>().join(" ")
-            });
-            assert_eq!(text.as_deref(), noted);
+    /// How the fields `from` come out where the head had the fields `known`.
+    fn respelled(known: &str, from: &str) -> String {
+        let respell = |known: &str, start: &str| {
+            let spelling = spelled(&format!("GET http://a:1/ HTTP/1.1\r\n{known}\r\n"));
+            let head = format!("{start}\r\n{from}\r\n");
+            let respelled = String::from_utf8(spelling.respell(head.as_bytes())).unwrap();
+            let fields = respelled.strip_prefix(&format!("{start}\r\n")).unwrap();
+            fields.strip_suffix("\r\n").unwrap().to_owned()
         };
-        check("", None);
-        check("Host: a:b\r\nAccept-Encoding:gzip\r\nDnt: 1\r\nX-1a: API\r\nX--A: 1\r\n", None);
-        check("Host: API.example\r\nETag: b\r\nx-a: 1\r\n_A: 1\r\n", Some("0ETag 0x-a 0_A"));
-        check("host: a\r\nDnt: 1\r\nDNT: 1\r\nDnt: 1\r\ndnt: 1\r\n", Some("0host 1DNT 3dnt"));
-        check("ETag: 1\n", Some("0ETag"));
-        check(
-            &"a:\n".repeat(256),
-            Some(&(0..256).map(|i| format!("{i}a")).collect::<Vec<_>>().join(" ")),
-        );
-        check(&"a:\n".repeat(257), None);
-        check(&"a:\n".repeat(2_000_000), None);
+        let short = respell(known, "get http://a:1/ HTTP/1.1");
+        // So long that its values are not remembered.
+        let long =
+            respell(&format!("X-Long: {}\r\n{known}", "a:".repeat(MAX_WHOLE)), "HTTP/1.1 200 o:k");
+        assert_eq!(short, long);
+        short
     }
 
     #[test]
     fn names_are_put_back_whatever_their_order() {
-        let check = |noted: &str, from: &str, to: &str| {
-            let spelling = spelled(&format!("HTTP/1.1 200 OK\r\n{noted}\r\n")).unwrap();
-            let put_back = spelling.put_back(from.as_bytes());
-            assert_eq!(String::from_utf8(put_back).unwrap(), to);
-        };
-        check(
-            "host: a\r\nETag: 1\r\nX-gone: 1\r\n",
-            "HTTP/1.1 200 OK\r\nEtag: ETag: etag\r\nNew: host\r\nHost: Host:\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nETag: ETag: etag\r\nNew: host\r\nhost: Host:\r\n\r\n",
+        let same = "host: a:b\r\nETag: x\r\nX-Y:1\r\nDNT: 1\r\n_a: 1\r\nx: \r\n";
+        assert_eq!(respelled(same, &same.to_ascii_lowercase()), same);
+        assert_eq!(
+            respelled(
+                "host: a\r\nETag: 1\r\nX-gone: 1\r\n",
+                "etag: ETag: etag\r\nnew-one: host\r\nhost: Host:\r\n",
+            ),
+            "ETag: ETag: etag\r\nNew-One: host\r\nhost: Host:\r\n",
         );
         // Values of one name stand together on their way out.
-        check(
-            "set-cookie: a\r\nB: 1\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\n",
-            "X\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nSet-Cookie: c\r\nSet-Cookie: d\r\nB: 1\r\n\r\n",
-            "X\r\nset-cookie: a\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\nSet-Cookie: d\r\nB: 1\r\n\r\n",
+        assert_eq!(
+            respelled(
+                "set-cookie: a\r\nB: 1\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\n",
+                "set-cookie: a\r\nset-cookie: b\r\nset-cookie: c\r\nset-cookie: d\r\nb: 1\r\n",
+            ),
+            "set-cookie: a\r\nSet-Cookie: b\r\nSET-COOKIE: c\r\nSet-Cookie: d\r\nB: 1\r\n",
         );
-        check(
-            "Dnt: 1\r\nDNT: 2\r\nDnt: 3\r\ndnt: 4\r\n",
-            "Dnt: 1\r\nDnt: 2\r\nDnt: 3\r\nDnt: 4\r\nDnt: 5\r\n\r\n",
-            "Dnt: 1\r\nDNT: 2\r\nDnt: 3\r\ndnt: 4\r\nDnt: 5\r\n\r\n",
+        assert_eq!(
+            respelled(
+                "a: 1\r\nDNT: 1\r\nA: 2\r\ndnt: 2\r\n",
+                "a: 1\r\na: 2\r\ndnt: 1\r\ndnt: 2\r\n",
+            ),
+            "a: 1\r\nA: 2\r\nDNT: 1\r\ndnt: 2\r\n",
         );
+    }
+
+    #[test]
+    fn names_that_a_head_did_not_have_are_in_title_case() {
+        let fields = "accept-encoding: gzip\r\nx--1a: x\r\n-: y\r\n";
+        let title = "Accept-Encoding: gzip\r\nX--1a: x\r\n-: y\r\n";
+        assert_eq!(respelled("Accept: 1\r\nx-: 1\r\n", fields), title);
+        let both = format!("HTTP/1.1 100 continue\r\n\r\nhttp/1.1 200 o:k\r\n{fields}\r\n");
+        assert_eq!(
+            Spelling::default().respell(both.as_bytes()),
+            format!("HTTP/1.1 100 continue\r\n\r\nhttp/1.1 200 o:k\r\n{title}\r\n").as_bytes()
+        );
+    }
+
+    #[test]
+    fn what_is_remembered_of_a_head_has_a_bound() {
+        let of_many = spelled(&"a:\n".repeat(2_000_000));
+        assert_eq!(of_many.head.unwrap().len(), 1 + 3 * MOST_FIELDS);
+        let debug = format!("{:?}", spelled("GET / HTTP/1.1\r\nA: secret\r\n\r\n"));
+        assert_eq!(debug, r#"["A"]"#);
     }
 
     /// A stream that takes as many bytes a write as it is told.
@@ -506,8 +553,8 @@ mod tests {
 
     #[tokio::test]
     async fn head_that_goes_out_in_pieces_is_respelled_whole_and_its_body_is_not() {
-        let head = "HTTP/1.1 200 OK\r\nEtag: 1\r\nX-Y: 2\r\n\r\n";
-        let body = "Etag: body\r\n";
+        let head = "HTTP/1.1 200 OK\r\netag: 1\r\nx-y: 2\r\n\r\n";
+        let body = "etag: body\r\n";
         for size in 1..head.len() + body.len() {
             let next = Arc::new(NextHead::default());
             next.set_spelling(spelled("HTTP/1.1 200 OK\r\nETag: 1\r\nx-y: 2\r\n\r\n"));
@@ -526,7 +573,7 @@ mod tests {
             }
             let taken = String::from_utf8(stream.taken).unwrap();
             assert_eq!(
-                taken, "HTTP/1.1 200 OK\r\nETag: 1\r\nx-y: 2\r\n\r\nEtag: body\r\n",
+                taken, "HTTP/1.1 200 OK\r\nETag: 1\r\nx-y: 2\r\n\r\netag: body\r\n",
                 "{size}"
             );
         }
@@ -544,25 +591,25 @@ mod tests {
                 .unwrap();
             std::mem::take(&mut stream.taken)
         };
-        write(&mut out, "Etag: the end of a body").await;
-        next.set_spelling(spelled("\nETag: 1\n"));
-        assert_eq!(write(&mut out, "Etag: 1\n").await, b"Etag: 1\n");
+        write(&mut out, "etag: the end of a body").await;
+        next.set_spelling(spelled("GET\nETag: 1\n"));
+        assert_eq!(write(&mut out, "GET\netag: 1\n").await, b"GET\netag: 1\n");
         out.all_written();
-        next.set_spelling(spelled("\nETag: 1\n"));
-        assert_eq!(write(&mut out, "Etag: 1\n").await, b"ETag: 1\n");
+        next.set_spelling(spelled("GET\nETag: 1\n"));
+        assert_eq!(write(&mut out, "GET\netag: 1\n").await, b"GET\nETag: 1\n");
     }
 
     #[tokio::test]
     async fn bytes_of_another_protocol_do_not_take_the_place_of_a_head() {
         let next = Arc::new(NextHead::default());
-        next.set_spelling(spelled("\nETag: 1\n"));
+        next.set_spelling(spelled("GET\nETag: 1\n"));
         let mut out = Respelled::new(&next);
         let mut stream = Takes { sizes: [3].into(), taken: Vec::new() };
         let mut write = async |text: &str| {
             let slices = [IoSlice::new(text.as_bytes())];
             poll_fn(|cx| out.poll_write_vectored(Pin::new(&mut stream), cx, &slices)).await
         };
-        assert_eq!(write("Etag: 1\n").await.unwrap(), 3);
+        assert_eq!(write("GET\netag: 1\n").await.unwrap(), 3);
         write("ws").await.unwrap_err();
     }
 
@@ -576,16 +623,47 @@ mod tests {
             let (mut far, near) = duplex(1000);
             let heads = Arc::new(Heads::default());
             let mut stream = Spelled::new(near, &heads);
-            heads.await_answer(None);
+            heads.await_answer(Spelling::default());
             far.write_all(text.as_bytes()).await.unwrap();
             let mut read = 0;
             while read < text.len() {
                 let mut piece = vec![0; size];
                 read += stream.read(&mut piece).await.unwrap();
             }
-            assert_eq!(heads.take_answer(), spelled("\nETag: 1\r\n"), "{size}");
-            assert_eq!(heads.take_answer(), None);
+            assert_eq!(heads.take_answer(), spelled("HTTP/1.1 101\r\nETag: 1\r\n\r\n"), "{size}");
+            assert_eq!(heads.take_answer(), Spelling::default());
             assert!(stream.partial.is_empty());
+        }
+    }
+
+    /// What hyper gets to see of an answer that comes at once.
+    async fn seen_by_hyper(answer: &str) -> String {
+        let (mut far, near) = duplex(1000);
+        let heads = Arc::new(Heads::default());
+        let mut stream = Spelled::new(near, &heads);
+        heads.await_answer(Spelling::default());
+        far.write_all(answer.as_bytes()).await.unwrap();
+        let mut piece = vec![0; 1000];
+        let read = stream.read(&mut piece).await.unwrap();
+        String::from_utf8(piece[..read].to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn that_a_connection_persists_is_kept_back_where_it_goes_without_saying() {
+        let interim = "HTTP/1.1 103 Early Hints\r\nConnection: keep-alive\r\n\r\n\r\n";
+        for before in ["", interim] {
+            for line in ["Connection: keep-alive\r\n", "connection: Keep-Alive\r\n"] {
+                let head =
+                    |line| format!("{before}HTTP/1.1 200 OK\r\nA: b\r\n{line}C: d\r\n\r\nbody");
+                assert_eq!(seen_by_hyper(&head(line)).await, head(""));
+            }
+        }
+        for answer in [
+            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive, x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nX-Connection: keep-alive\r\n\r\nConnection: keep-alive\r\n",
+        ] {
+            assert_eq!(seen_by_hyper(answer).await, answer);
         }
     }
 }

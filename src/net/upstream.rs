@@ -34,7 +34,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
 use super::seat::{Seat, Seated, Slow, Taken, data_length};
-use super::spelling::{Heads, Spelled};
+use super::spelling::{Heads, Spelled, Spelling};
 use super::{DialError, Dialer, Reach};
 use crate::metrics::{Metrics, Shard};
 
@@ -47,9 +47,6 @@ const READY_LIMIT: Duration = Duration::from_millis(100);
 
 /// How long a request waits for a place before a slow client has to give its own away.
 const COURTESY: Duration = Duration::from_secs(1);
-
-/// Fields in the head of an answer.
-const MAX_FIELDS: usize = 256;
 
 /// Why a request got no answer from the upstream.
 #[derive(Debug, Error)]
@@ -227,7 +224,7 @@ where
             // Just after an answer the connection's task may not have run yet.
             let sender = &mut idle.connection.sender;
             let ready = sender.is_ready()
-                || matches!(timeout(READY_LIMIT, sender.ready()).await, Ok(Ok(())));
+                || matches!(Box::pin(timeout(READY_LIMIT, sender.ready())).await, Ok(Ok(())));
             if ready {
                 return Some(idle.connection);
             }
@@ -239,11 +236,7 @@ where
         let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
         let heads = Arc::default();
         let stream = Spelled::new(stream, &heads);
-        let (sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
-            .max_headers(MAX_FIELDS)
-            .handshake(TokioIo::new(stream))
-            .await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let task = tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 debug!(%error, "upstream connection ended");
@@ -285,12 +278,6 @@ pub struct Place<B> {
     seat: Rc<Seat>,
 }
 
-/// Why a request has no answer, and the request, if no connection took it.
-struct Unanswered<B> {
-    error: hyper::Error,
-    unsent: Option<Request<Seated<B>>>,
-}
-
 /// Whether the peer closed the connection before it answered.
 fn is_closed(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
@@ -322,30 +309,36 @@ where
     pub async fn send(
         mut self,
         request: Request<B>,
+        spelling: &Spelling,
         again: impl FnOnce() -> Option<Request<B>>,
     ) -> Result<Response<PooledBody<B>>, SendError> {
         let mut request = self.seated(request);
         let mut again = Some(again);
         loop {
             // Where one that rested was closed, the others may be, too.
-            let rested = if again.is_some() { self.upstream.take_idle().await } else { None };
-            let reused = rested.is_some();
-            let connection = match rested {
-                Some(connection) => connection,
-                None => Box::pin(self.upstream.open()).await?,
-            };
-            match self.send_on(connection, request).await {
-                Ok(response) => return Ok(PooledBody::of(response, self)),
+            let (mut connection, reused) = self.next_connection(again.is_some()).await?;
+            self.seat.uses(connection.task.abort_handle());
+            connection.heads.await_answer(spelling.clone());
+            let sent = connection.sender.try_send_request(request);
+            let connection = self.connection.insert(connection);
+            let sent = sent.await;
+            let spelling = connection.heads.take_answer();
+            let mut failure = match sent {
+                Ok(response) => return Ok(PooledBody::of(response, spelling, self)),
                 Err(_) if self.seat.is_given_away() => return Err(SendError::TooSlow),
-                Err(Unanswered { unsent: Some(unsent), .. }) if reused => request = unsent,
-                Err(Unanswered { error, .. }) if reused && is_closed(&error) => {
+                Err(failure) => failure,
+            };
+            let (unsent, error) = (failure.take_message(), failure.into_error());
+            request = match unsent {
+                Some(unsent) if reused => unsent,
+                _ if reused && is_closed(&error) => {
                     let repeated = again.take().and_then(|again| again()).ok_or(error)?;
                     let path = repeated.uri().path();
                     debug!(http.target = path, "request sent again on a fresh connection");
-                    request = self.seated(repeated);
+                    self.seated(repeated)
                 }
-                Err(Unanswered { error, .. }) => return Err(error.into()),
-            }
+                _ => return Err(error.into()),
+            };
         }
     }
 
@@ -353,24 +346,15 @@ where
         request.map(|body| Seated::new(body, &self.seat))
     }
 
-    async fn send_on(
-        &mut self,
-        mut connection: Connection<B>,
-        request: Request<Seated<B>>,
-    ) -> Result<Response<Incoming>, Unanswered<B>> {
-        self.seat.uses(connection.task.abort_handle());
-        connection.heads.await_answer(request.extensions().get().cloned());
-        let response = connection.sender.try_send_request(request).await;
-        let spelling = connection.heads.take_answer();
-        self.connection = Some(connection);
-        let mut response = response.map_err(|mut error| {
-            let unsent = error.take_message();
-            Unanswered { unsent, error: error.into_error() }
-        })?;
-        if let Some(spelling) = spelling {
-            response.extensions_mut().insert(spelling);
+    /// A connection that is ready, and whether it is one that has rested.
+    async fn next_connection(
+        &self,
+        may_have_rested: bool,
+    ) -> Result<(Connection<B>, bool), SendError> {
+        if may_have_rested && let Some(rested) = self.upstream.take_idle().await {
+            return Ok((rested, true));
         }
-        Ok(response)
+        Ok((Box::pin(self.upstream.open()).await?, false))
     }
 }
 
@@ -381,6 +365,8 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     body: Incoming,
+    /// How the names of the answer's fields are spelled.
+    spelling: Spelling,
     place: Option<Place<B>>,
 }
 
@@ -389,15 +375,20 @@ where
     B: Body<Data = Bytes> + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    fn of(response: Response<Incoming>, place: Place<B>) -> Response<Self> {
+    fn of(response: Response<Incoming>, spelling: Spelling, place: Place<B>) -> Response<Self> {
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         response.map(|body| {
-            let mut pooled = Self { body, place: Some(place) };
+            let mut pooled = Self { body, spelling, place: Some(place) };
             if !switches {
                 pooled.release_at_end();
             }
             pooled
         })
+    }
+
+    /// Takes out how the names of the answer's fields are spelled.
+    pub fn take_spelling(&mut self) -> Spelling {
+        std::mem::take(&mut self.spelling)
     }
 
     /// The rest is not asked for until later; that is not the client's doing.

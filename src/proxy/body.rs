@@ -11,17 +11,22 @@ use http_body_util::{BodyExt, Full};
 
 use super::headers::retain_allowed_trailers;
 use super::replay::{Memory, ReplayBody, Reserved};
-use crate::net::PooledBody;
+use crate::net::{PooledBody, Spelling};
 
 /// The upstream's body of an answer.
 pub(super) type UpstreamBody = PooledBody<ReplayBody>;
 
-/// The body of an answer to a client.
-pub enum AnswerBody {
+/// The body of an answer to a client, and how the head before it is spelled.
+pub struct AnswerBody {
+    source: Source,
+    spelling: Spelling,
+}
+
+enum Source {
     /// As it comes from the upstream.
     Streaming(UpstreamBody),
     /// Read during a hold, and passed on after all.
-    Kept(KeptBody),
+    Kept(Box<KeptBody>),
     /// Made here.
     Made(Full<Bytes>),
 }
@@ -29,7 +34,39 @@ pub enum AnswerBody {
 impl AnswerBody {
     /// A body made here.
     pub(super) fn made(body: impl Into<Bytes>) -> Self {
-        Self::Made(Full::new(body.into()))
+        let source = Source::Made(Full::new(body.into()));
+        Self { source, spelling: Spelling::default() }
+    }
+
+    /// None, behind a head that is the upstream's.
+    pub(super) fn none_of_upstream(spelling: Spelling) -> Self {
+        Self { spelling, ..Self::made("") }
+    }
+
+    /// The upstream's, as it comes.
+    pub(super) fn streaming(mut body: UpstreamBody) -> Self {
+        let spelling = body.take_spelling();
+        Self { source: Source::Streaming(body), spelling }
+    }
+
+    /// The upstream's, of which up to `limit` bytes are read into `memory` first.
+    pub(super) async fn kept(mut body: UpstreamBody, limit: usize, memory: &Memory) -> Self {
+        let spelling = body.take_spelling();
+        let kept = KeptBody::read(body, limit, memory).await;
+        Self { source: Source::Kept(Box::new(kept)), spelling }
+    }
+
+    /// Takes out how the head is spelled.
+    pub(super) fn take_spelling(&mut self) -> Spelling {
+        std::mem::take(&mut self.spelling)
+    }
+
+    /// What the upstream broke it off with, if that was seen and is not told yet.
+    pub(super) fn take_failure(&mut self) -> Option<hyper::Error> {
+        match &mut self.source {
+            Source::Kept(kept) => kept.failed.take(),
+            Source::Streaming(_) | Source::Made(_) => None,
+        }
     }
 }
 
@@ -41,28 +78,28 @@ impl Body for AnswerBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Streaming(body) => {
+        match &mut self.get_mut().source {
+            Source::Streaming(body) => {
                 Pin::new(body).poll_frame(cx).map_ok(without_forbidden_trailers)
             }
-            Self::Kept(body) => Pin::new(body).poll_frame(cx),
-            Self::Made(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+            Source::Kept(body) => Pin::new(body).poll_frame(cx),
+            Source::Made(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Streaming(body) => body.is_end_stream(),
-            Self::Kept(body) => body.is_end_stream(),
-            Self::Made(body) => body.is_end_stream(),
+        match &self.source {
+            Source::Streaming(body) => body.is_end_stream(),
+            Source::Kept(body) => body.is_end_stream(),
+            Source::Made(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Streaming(body) => body.size_hint(),
-            Self::Kept(body) => body.size_hint(),
-            Self::Made(body) => body.size_hint(),
+        match &self.source {
+            Source::Streaming(body) => body.size_hint(),
+            Source::Kept(body) => body.size_hint(),
+            Source::Made(body) => body.size_hint(),
         }
     }
 }
@@ -75,7 +112,7 @@ fn without_forbidden_trailers(mut frame: Frame<Bytes>) -> Frame<Bytes> {
 }
 
 /// The beginning of a body in memory, and the rest of it where it is longer.
-pub struct KeptBody {
+struct KeptBody {
     start: Bytes,
     rest: Option<UpstreamBody>,
     failed: Option<hyper::Error>,
@@ -88,7 +125,7 @@ impl KeptBody {
     /// Reads up to `limit` bytes of `body` into `memory`. A body that ends
     /// within them gives its connection back at once; a longer one, or one
     /// for which there is no memory, is streamed on later.
-    pub(super) async fn read(mut body: UpstreamBody, limit: usize, memory: &Memory) -> Self {
+    async fn read(mut body: UpstreamBody, limit: usize, memory: &Memory) -> Self {
         let mut start = BytesMut::new();
         let mut kept = Self {
             start: Bytes::new(),
@@ -116,13 +153,6 @@ impl KeptBody {
             rest.set_aside();
         }
         kept
-    }
-}
-
-impl KeptBody {
-    /// What the upstream broke it off with, if it did.
-    pub(super) fn take_failure(&mut self) -> Option<hyper::Error> {
-        self.failed.take()
     }
 }
 

@@ -16,7 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::body::{AnswerBody, KeptBody, UpstreamBody};
+use super::body::{AnswerBody, UpstreamBody};
 use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
 use super::error::{PROXY_STATUS, PassedOn, ProxyError, mark_passed_on};
 use super::headers::{
@@ -30,7 +30,7 @@ use super::tunnel::Switched;
 use super::{Proxy, Settings};
 use crate::hints::{Hint, Hints};
 use crate::metrics::{Limit, ReplayOutcome};
-use crate::net::{Place, Reach, Upstream, UpstreamKey};
+use crate::net::{Place, Reach, Spelling, Upstream, UpstreamKey};
 use crate::refresh::{Endpoint, FailureReason, Objection, Refusal, Verdict};
 use crate::token::{Published, Timestamp};
 
@@ -161,6 +161,8 @@ pub(super) struct Exchange<'a> {
     proxy: &'a Proxy,
     to: Outbound,
     parts: Parts,
+    /// How the names of its fields are spelled.
+    spelling: Spelling,
     body: Replay,
     /// When it came; whether the client's own token lives is judged by that.
     came: Timestamp,
@@ -176,6 +178,7 @@ impl<'a> Exchange<'a> {
     pub(super) fn new(
         proxy: &'a Proxy,
         mut parts: Parts,
+        spelling: Spelling,
         body: Incoming,
         to: Outbound,
         client: &Rc<ClientConnection>,
@@ -192,7 +195,7 @@ impl<'a> Exchange<'a> {
         let body = Replay::new(body, limit, replayable, &proxy.memory);
         let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
         let (client, deadline) = (Rc::clone(client), Deadline::default());
-        Self { proxy, to, parts, body, came, credentials, upgrade, client, deadline }
+        Self { proxy, to, parts, spelling, body, came, credentials, upgrade, client, deadline }
     }
 
     /// Forwards the request and returns the answer.
@@ -369,7 +372,7 @@ impl<'a> Exchange<'a> {
         let mut quiet_since = at;
         // What changes nothing may be seen twice.
         let again = || self.is_safe().then(|| self.request(with));
-        let mut send = pin!(place.send(self.request(with), again));
+        let mut send = pin!(place.send(self.request(with), &self.spelling, again));
         loop {
             tokio::select! {
                 biased;
@@ -423,8 +426,6 @@ impl<'a> Exchange<'a> {
             // Else hyper takes a GET or HEAD for one without a body.
             request.headers_mut().insert(TRANSFER_ENCODING, CHUNKED);
         }
-        // The spelling of field names is there.
-        *request.extensions_mut() = self.parts.extensions.clone();
         if waits { when_asked_for(request) } else { request }
     }
 
@@ -478,11 +479,12 @@ impl<'a> Exchange<'a> {
             return Refused::unread(answer).into_answer();
         };
         let upstream = hyper::upgrade::on(&mut answer);
-        let (mut parts, body) = answer.into_parts();
+        let (mut parts, mut body) = answer.into_parts();
         parts.headers = for_switching_client(parts.headers);
+        let spelling = body.take_spelling();
         let switched = Switched { upstream, place: body.into_place() };
         self.client.becomes(client, Next::Switched(switched));
-        Response::from_parts(parts, AnswerBody::made(""))
+        Response::from_parts(parts, AnswerBody::none_of_upstream(spelling))
     }
 
     fn not_replayable(&self, refused: Refused) -> Answer {
@@ -509,24 +511,19 @@ impl Refused {
     /// Reads the body, within limits, so that its connection is free.
     async fn read(answer: Response<UpstreamBody>, proxy: &Proxy) -> Self {
         let (parts, body) = answer.into_parts();
-        let body = KeptBody::read(body, KEPT_ANSWER, &proxy.memory).await;
-        Self { parts, body: AnswerBody::Kept(body) }
+        let body = AnswerBody::kept(body, KEPT_ANSWER, &proxy.memory).await;
+        Self { parts, body }
     }
 
     /// Fails where the upstream has broken off the body, while that can still be
     /// told.
     fn check_whole(&mut self) -> Result<(), ProxyError> {
-        match &mut self.body {
-            AnswerBody::Kept(kept) => {
-                kept.take_failure().map_or(Ok(()), |error| Err(ProxyError::Protocol(error)))
-            }
-            AnswerBody::Streaming(_) | AnswerBody::Made(_) => Ok(()),
-        }
+        self.body.take_failure().map_or(Ok(()), |error| Err(ProxyError::Protocol(error)))
     }
 
     fn unread(answer: Response<UpstreamBody>) -> Self {
         let (parts, body) = answer.into_parts();
-        Self { parts, body: AnswerBody::Streaming(body) }
+        Self { parts, body: AnswerBody::streaming(body) }
     }
 
     fn into_answer(mut self) -> Answer {

@@ -26,7 +26,7 @@ use super::error::ProxyError;
 use super::gate::{MAX_FIELDS, MAX_HEAD};
 use super::replay::{Memory, Reserved};
 use super::watch::Watch;
-use crate::net::{Names, NextHead, Respelled, Slot, Spelling, end_of_head, lines, origin_form};
+use crate::net::{NextHead, Respelled, Slot, Spelling, end_of_head, is_blank, lines, origin_form};
 
 /// A half head lies here and in hyper's own buffer.
 const COPIES: usize = 2;
@@ -70,6 +70,12 @@ enum Oddity {
     TooLarge,
 }
 
+/// What is known of a head that hyper does not tell.
+pub(super) struct Head {
+    pub(super) subject: Subject,
+    pub(super) spelling: Spelling,
+}
+
 impl Oddity {
     const ALL: [Self; 5] =
         [Self::None, Self::NoPath, Self::Fragment, Self::TwoLengths, Self::TooLarge];
@@ -104,20 +110,17 @@ pub(super) struct HeadWatch {
 }
 
 impl HeadWatch {
-    /// The head was parsed: says what it is about, or what is wrong with it.
-    pub(super) fn take(&self) -> Result<Subject, ProxyError> {
+    /// The head was parsed: says what is known of it, or what is wrong with it.
+    pub(super) fn take(&self) -> Result<Head, ProxyError> {
         self.busy.store(true, Ordering::Relaxed);
         let seen = self.seen.swap(Oddity::None as u8, Ordering::Relaxed);
-        Oddity::ALL[usize::from(seen)].judge()
-    }
-
-    /// How the head that was parsed is spelled, unless that is Title-Case.
-    pub(super) fn take_spelling(&self) -> Option<Spelling> {
-        self.spelling.take()
+        let spelling = self.spelling.take().unwrap_or_default();
+        let subject = Oddity::ALL[usize::from(seen)].judge()?;
+        Ok(Head { subject, spelling })
     }
 
     /// The answer that will be written is spelled so.
-    pub(super) fn set_answer_spelling(&self, spelling: Option<Spelling>) {
+    pub(super) fn set_answer_spelling(&self, spelling: Spelling) {
         self.answer.set_spelling(spelling);
     }
 
@@ -169,6 +172,8 @@ pub(super) struct Inspected<I: Resettable> {
     blanks: usize,
     /// The beginning of a head that comes in several reads.
     partial: Vec<u8>,
+    /// Line ends in it.
+    line_ends: usize,
     reserved: Reserved,
     /// Read together with an earlier message.
     early: Bytes,
@@ -202,6 +207,7 @@ impl<I: Resettable> Inspected<I> {
             due: Due::Head,
             blanks: 0,
             partial: Vec::new(),
+            line_ends: 0,
             reserved: memory.reserve_none(),
             early: Bytes::new(),
             out: Respelled::new(&head.answer),
@@ -221,7 +227,7 @@ impl<I: Resettable> Inspected<I> {
     }
 
     /// Looks at `bytes`, and says how many of them hyper may have now.
-    fn look(&mut self, bytes: &[u8]) -> usize {
+    fn look(&mut self, bytes: &mut [u8]) -> usize {
         if self.head.switched.load(Ordering::Relaxed) {
             return bytes.len();
         }
@@ -235,7 +241,7 @@ impl<I: Resettable> Inspected<I> {
             Due::Chunks(chunks) => chunks.pass(bytes),
             Due::Anything => bytes.len(),
         };
-        let rest = &bytes[passed..];
+        let rest = &mut bytes[passed..];
         if rest.is_empty() || self.head.is_busy() {
             return passed;
         }
@@ -243,43 +249,54 @@ impl<I: Resettable> Inspected<I> {
         passed + self.look_at_head(rest)
     }
 
-    fn look_at_head(&mut self, bytes: &[u8]) -> usize {
-        if self.partial.is_empty() {
-            let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
-            let bytes = &bytes[blank..];
-            if let Some(end) = end_of_head(bytes) {
-                self.judge(&bytes[..end]);
-                return blank + end + self.look(&bytes[end..]);
-            }
-            self.blanks += blank;
-            if !bytes.is_empty() || self.blanks > FREE_BLANKS {
-                self.watch.head_begun();
-                self.reserve(blank);
-                self.keep(bytes);
-            }
-            return blank + bytes.len();
+    fn look_at_head(&mut self, bytes: &mut [u8]) -> usize {
+        if !self.partial.is_empty() {
+            return self.look_at_rest(bytes);
         }
+        let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        let bytes = &mut bytes[blank..];
+        if let Some(end) = end_of_head(bytes) {
+            let passed = self.judge(&bytes[..end]).map_or(end, |cut| end_at(cut, bytes));
+            return blank + passed + self.look(&mut bytes[passed..]);
+        }
+        self.blanks += blank;
+        if !bytes.is_empty() || self.blanks > FREE_BLANKS {
+            self.watch.head_begun();
+            self.reserve(blank);
+            return blank + self.look_at_rest(bytes);
+        }
+        blank + bytes.len()
+    }
+
+    /// Looks at what comes of a head behind its known part, if there is one.
+    fn look_at_rest(&mut self, bytes: &mut [u8]) -> usize {
         let known = self.partial.len();
-        self.keep(bytes);
+        self.reserve(COPIES * bytes.len());
+        self.partial.extend_from_slice(bytes);
+        self.line_ends += memchr::memchr_iter(b'\n', bytes).count();
         // The last line end may be cut in two.
         let from = known.saturating_sub(2);
-        let Some(end) = end_of_head(&self.partial[from..]).map(|end| from + end) else {
-            if self.partial.len() > MAX_HEAD {
-                // hyper may take as much again before it refuses the rest.
-                self.partial = Vec::new();
-                self.tell(Oddity::TooLarge, Due::Anything);
-            }
+        let end = end_of_head(&self.partial[from..]).map(|end| from + end);
+        if end.is_none() && self.partial.len() > MAX_HEAD {
+            // hyper may take as much again before it refuses the rest.
+            self.partial = Vec::new();
+            self.tell(Oddity::TooLarge, Due::Anything);
+            return bytes.len();
+        }
+        let too_many =
+            if self.line_ends > MAX_FIELDS { beyond_fields(&self.partial) } else { None };
+        if let Some(cut) = too_many.and_then(|cut| cut.checked_sub(known)) {
+            self.partial = Vec::new();
+            self.tell(Oddity::TooLarge, Due::Body(0));
+            return end_at(cut, bytes);
+        }
+        let Some(end) = end else {
             return bytes.len();
         };
         let head = std::mem::take(&mut self.partial);
         self.judge(&head[..end]);
         let used = end - known;
-        used + self.look(&bytes[used..])
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        self.reserve(COPIES * bytes.len());
-        self.partial.extend_from_slice(bytes);
+        used + self.look(&mut bytes[used..])
     }
 
     fn reserve(&mut self, bytes: usize) {
@@ -288,12 +305,19 @@ impl<I: Resettable> Inspected<I> {
         }
     }
 
-    fn judge(&mut self, head: &[u8]) {
-        self.blanks = 0;
+    /// Judges a whole head. Returns where hyper has to see it end, if not where it
+    /// does.
+    fn judge(&mut self, head: &[u8]) -> Option<usize> {
+        (self.blanks, self.line_ends) = (0, 0);
         self.reserved.release();
-        let (oddity, due, spelling) = judge(head);
+        let Judgement { oddity, due, fields } = judge(head);
+        self.head.spelling.set(Some(Spelling::of(head)));
+        if fields > MAX_FIELDS {
+            self.tell(Oddity::TooLarge, Due::Body(0));
+            return beyond_fields(head);
+        }
         self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
-        self.head.spelling.set(spelling);
+        None
     }
 
     fn tell(&mut self, oddity: Oddity, due: Due) {
@@ -321,7 +345,7 @@ impl<I: AsyncRead + Resettable + Unpin> AsyncRead for Inspected<I> {
             buf.put_slice(&this.early[..count]);
             this.early.advance(count);
         }
-        let read = &buf.filled()[before..];
+        let read = &mut buf.filled_mut()[before..];
         if read.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -460,17 +484,35 @@ impl Chunks {
     }
 }
 
-/// What is odd about `head`, what follows it, and how it is spelled.
-fn judge(head: &[u8]) -> (Oddity, Due, Option<Spelling>) {
+/// Where a line follows the last field that a head may have; hyper takes no more
+/// either, but would answer without a word.
+fn beyond_fields(head: &[u8]) -> Option<usize> {
+    let next = memchr::memchr_iter(b'\n', head).nth(MAX_FIELDS)? + 1;
+    head.get(next).filter(|byte| !matches!(byte, b'\r' | b'\n')).map(|_| next)
+}
+
+/// Lets the head end at `at` in `bytes`, and says how many of them are left.
+fn end_at(at: usize, bytes: &mut [u8]) -> usize {
+    bytes[at] = b'\n';
+    at + 1
+}
+
+struct Judgement {
+    oddity: Oddity,
+    /// What follows the head.
+    due: Due,
+    fields: usize,
+}
+
+fn judge(head: &[u8]) -> Judgement {
     let mut lines = lines(head);
     let request_line = lines.next().unwrap_or_default().trim_ascii_end();
     if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
-        return (Oddity::None, Due::Anything, None);
+        return Judgement { oddity: Oddity::None, due: Due::Anything, fields: 0 };
     }
-    let (mut length, mut coding) = (None, false);
-    let mut names = Names::of(head);
-    for line in lines {
-        names.see(line);
+    let (mut length, mut coding, mut fields) = (None, false, 0);
+    for line in lines.take_while(|line| !is_blank(line)) {
+        fields += 1;
         if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
             continue;
         }
@@ -496,7 +538,7 @@ fn judge(head: &[u8]) -> (Oddity, Due, Option<Spelling>) {
             value.map_or(Due::Anything, Due::Body)
         }
     };
-    (oddity, due, names.spelling())
+    Judgement { oddity, due, fields }
 }
 
 /// Whether this is an OPTIONS with an absolute target that has neither a path
@@ -615,12 +657,38 @@ mod tests {
             let head = padded(blanks);
             for cut in [10, 5000, 65_000.min(head.len() - 1), head.len() - 2] {
                 let mut stage = Stage::new(&[], 1 << 20);
-                stage.stream.look(&head.as_bytes()[..cut]);
-                stage.stream.look(&head.as_bytes()[cut..]);
-                let error = stage.head.take().unwrap_err();
+                stage.stream.look(&mut head.as_bytes()[..cut].to_vec());
+                stage.stream.look(&mut head.as_bytes()[cut..].to_vec());
+                let error = stage.head.take().err().unwrap();
                 let is_so = matches!(error, ProxyError::HeaderTooLarge { .. });
                 assert_eq!(is_so, too_large, "{blanks} {cut}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_field_too_many_ends_the_head_however_it_is_cut() {
+        let head_of = |count| {
+            let fields = (0..count).map(|i| format!("X-{i}: {i}\r\n")).collect::<String>();
+            format!("GET /a HTTP/1.1\r\n{fields}")
+        };
+        let most = head_of(MAX_FIELDS);
+        for (head, too_many) in [
+            (most.clone() + "\r\n", false),
+            (head_of(MAX_FIELDS + 1) + "\r\n", true),
+            (head_of(MAX_FIELDS + 300), true),
+        ] {
+            for cut in most.len() - 10..(most.len() + 10).min(head.len()) {
+                let mut stage = Stage::new(&[&head[..cut], &head[cut..]], 1 << 20);
+                let read = stage.read().await;
+                assert_eq!(stage.head.take().is_err(), too_many, "{cut}");
+                let seen = if too_many { most.clone() + "\n" } else { head.clone() };
+                assert_eq!(read, seen, "{cut}");
+            }
+            let bytes: Vec<_> = head.split_inclusive(|_| true).collect();
+            let mut stage = Stage::new(&bytes, 1 << 20);
+            stage.read().await;
+            assert_eq!(stage.head.take().is_err(), too_many);
         }
     }
 
@@ -683,7 +751,7 @@ mod tests {
         let check = async |line: &str, subject| {
             let mut stage = Stage::new(&[line, "\r\nHost: x\r\n\r\n"], 1 << 20);
             stage.read().await;
-            assert_eq!(stage.head.take().unwrap(), subject, "{line}");
+            assert_eq!(stage.head.take().ok().unwrap().subject, subject, "{line}");
         };
         for line in ["OPTIONS http://x", "OPTIONS HTTPS://x:1", "OPTIONS http://[::1]"] {
             check(&format!("{line} HTTP/1.1"), Subject::Host).await;

@@ -27,7 +27,7 @@ use tracing::debug;
 
 use super::error::ProxyError;
 use super::forward::Outbound;
-use super::head::{Inspected, Resettable, Subject};
+use super::head::{Head, Inspected, Resettable, Subject};
 use super::service::{Answer, ClientConnection, Next, Seen, Service, answer_of, log};
 use super::way::{Coming, passed};
 use crate::config::normalize_host;
@@ -169,7 +169,7 @@ impl Service {
     fn inner<'a>(
         &'a self,
         request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
+        head: Result<Head, ProxyError>,
         tunnelled: &'a Tunnelled,
         client: &Rc<ClientConnection>,
     ) -> impl Future<Output = Answer> + use<'a> {
@@ -191,11 +191,11 @@ impl Service {
     fn inner_answer(
         &self,
         request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
+        head: Result<Head, ProxyError>,
         tunnelled: &Tunnelled,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
-        let (mut parts, body, subject) = passed(request, head, client)?;
+        let (mut parts, body, head) = passed(request, head, client)?;
         if parts.method == Method::CONNECT {
             return Err(ProxyError::BadRequest("there is no CONNECT inside a tunnel"));
         }
@@ -205,10 +205,10 @@ impl Service {
             if parts.uri.authority().is_none() && parts.headers.get(HOST).is_some_and(names_it) {
                 None
             } else {
-                self.inner_host(&mut parts, subject, tunnelled)?
+                self.inner_host(&mut parts, head.subject, tunnelled)?
             };
         let to = Outbound { upstream, host, with_token: true, observed: tunnelled.by_doctor };
-        self.to_upstream(parts, body, to, client)
+        self.to_upstream(parts, head.spelling, body, to, client)
     }
 
     /// The `Host` that the origin is to see; `None`: the client's own. An

@@ -30,7 +30,7 @@ use crate::metrics::Limit;
 
 /// Why a request body ended early.
 #[derive(Debug, Error)]
-pub enum BodyError {
+pub(super) enum BodyError {
     /// The client broke off.
     #[error("the client's body broke off: {0}")]
     Client(#[from] hyper::Error),
@@ -89,8 +89,9 @@ impl Drop for Reserved {
     }
 }
 
-/// A request body on its way to the upstream.
-pub struct ReplayBody(Option<Sending>);
+/// A request body on its way to the upstream. In a box: few requests have one, and
+/// each is moved many times.
+pub(super) struct ReplayBody(Option<Box<Sending>>);
 
 struct Sending {
     recording: Rc<Recording>,
@@ -172,14 +173,14 @@ impl Replay {
             // One replay at most: what was kept moves into it.
             let kept = if state.epoch == 1 { state.take_ahead() } else { state.take_kept() };
             state.keeping &= state.epoch == 1;
-            Sending {
+            Box::new(Sending {
                 epoch: state.epoch,
                 again: Some(kept).filter(|kept| !kept.is_empty()),
                 again_trailers: state.trailers.clone(),
                 remaining: recording.length,
                 recording: Rc::clone(recording),
                 invitation: None,
-            }
+            })
         }))
     }
 

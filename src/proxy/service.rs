@@ -28,7 +28,7 @@ use super::Proxy;
 use super::body::AnswerBody;
 use super::error::ProxyError;
 use super::forward::expectant;
-use super::head::{HeadWatch, Inspected, Resettable, Subject};
+use super::head::{Head, HeadWatch, Inspected, Resettable};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::Switched;
@@ -41,9 +41,6 @@ use crate::net::{Client, Door, Guarded, Reach, Upstream, UpstreamKey, Worker};
 /// each step up to its first request. To it the connection stands, so an end of
 /// it would be an error and no refusal.
 const DRAIN_NEWCOMER_LIMIT: Duration = Duration::from_secs(2);
-
-/// Fields that hyper reads before the gate counts them.
-const PARSED_FIELDS: usize = 200;
 
 /// Bytes that hyper reads ahead: the largest head, and room for the rest.
 const READ_BUFFER: usize = 128 * 1024;
@@ -147,8 +144,8 @@ struct Turns {
 }
 
 impl Turns {
-    /// A head was parsed: says what it is about, or what is wrong with it.
-    fn request_came(&self) -> Result<Subject, ProxyError> {
+    /// A head was parsed: says what is known of it, or what is wrong with it.
+    fn request_came(&self) -> Result<Head, ProxyError> {
         self.watch.head_parsed();
         self.head.take()
     }
@@ -166,7 +163,7 @@ impl Turns {
         }
         let has_length = answer.body().size_hint().exact().is_some();
         let ends_by_closing = asked.version != Version::HTTP_11 && !has_length;
-        self.head.set_answer_spelling(answer.extensions_mut().remove());
+        self.head.set_answer_spelling(answer.body_mut().take_spelling());
         let patience = patience(&answer, self.patience);
         let answering = self.watch.answer_begun(patience, ends_by_closing);
         answer.map(|body| Guarded::new(body, answering))
@@ -189,9 +186,7 @@ impl Service {
     #[must_use]
     pub fn start(proxy: &Arc<Proxy>, worker: &Worker) -> Rc<Self> {
         let mut http = http1::Builder::new();
-        http.title_case_headers(true)
-            .auto_date_header(false)
-            .max_headers(PARSED_FIELDS)
+        http.auto_date_header(false)
             .max_buf_size(READ_BUFFER)
             // `watch` does that.
             .header_read_timeout(None);
@@ -256,7 +251,7 @@ impl Service {
 
     /// Serves HTTP on the `stream` of `client` with `route`, until it ends or the
     /// drain begins; a client that has only just come by then is still answered.
-    /// `route` is told what the head as it came is about, or what is wrong with it.
+    /// `route` is told what is known of the head as it came, or what is wrong with it.
     pub(super) fn serve_http<I, R, F>(
         &self,
         stream: I,
@@ -265,19 +260,16 @@ impl Service {
     ) -> impl Future<Output = ()> + use<'_, I, R, F>
     where
         I: AsyncRead + AsyncWrite + Resettable + Unpin + Send + 'static,
-        R: Fn(Request<Incoming>, Result<Subject, ProxyError>) -> F,
+        R: Fn(Request<Incoming>, Result<Head, ProxyError>) -> F,
         F: Future<Output = Answer>,
     {
         let (watch, head) = (self.watches.open(), Arc::new(HeadWatch::default()));
         let stream = Inspected::new(stream, &head, &watch, &self.proxy.bounds.heads);
         let patience = self.proxy.settings.upstream_timeout;
         let turns = Rc::new(Turns { watch: Arc::clone(&watch), head, patience });
-        let service = service_fn(move |mut request: Request<Incoming>| {
+        let service = service_fn(move |request| {
             let asked = Asked::of(&request);
             let turns = Rc::clone(&turns);
-            if let Some(spelling) = turns.head.take_spelling() {
-                request.extensions_mut().insert(spelling);
-            }
             // A future that awaits what it holds would be twice as large.
             let answer = route(request, turns.request_came());
             answer.map(move |answer| Ok::<_, Infallible>(turns.answer(&asked, answer)))
@@ -356,7 +348,7 @@ impl Service {
     fn outer(
         &self,
         request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
+        head: Result<Head, ProxyError>,
         client: &Rc<ClientConnection>,
     ) -> impl Future<Output = Answer> + use<'_> {
         let started = Instant::now();

@@ -14,14 +14,14 @@ use super::body::AnswerBody;
 use super::credentials::{presents, presents_any, without_basic};
 use super::error::ProxyError;
 use super::forward::{Exchange, Outbound, count_hop};
-use super::head::Subject;
+use super::head::{Head, Subject};
 use super::intercept::Tunnelled;
 use super::service::{Answer, ClientConnection, Next, Service};
 use super::{Proxy, gate};
 use crate::config::normalize_host;
 use crate::hints::{self, Hint, LocalHost};
 use crate::metrics::Route;
-use crate::net::{DialError, Reach, UpstreamKey};
+use crate::net::{DialError, Reach, Spelling, UpstreamKey};
 
 const WELL_KNOWN_CA: &str = "/.well-known/token-sidecar/ca.pem";
 const WELL_KNOWN_BUNDLE: &str = "/.well-known/token-sidecar/ca-bundle.pem";
@@ -37,7 +37,7 @@ impl Service {
     pub(super) fn connect(
         &self,
         mut request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
+        head: Result<Head, ProxyError>,
         route: &mut Route,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
@@ -68,19 +68,19 @@ impl Service {
     pub(super) fn answer(
         &self,
         request: Request<Incoming>,
-        head: Result<Subject, ProxyError>,
+        head: Result<Head, ProxyError>,
         route: &mut Route,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
-        let (mut parts, body, subject) = passed(request, head, client)?;
+        let (mut parts, body, head) = passed(request, head, client)?;
         let to = if parts.uri.scheme().is_some() {
-            self.absolute(&mut parts, subject, route)?
+            self.absolute(&mut parts, head.subject, route)?
         } else if let Some(file) = self.well_known(&parts) {
             return Ok(Box::pin(ready(Ok(file))));
         } else {
             self.gateway(&mut parts)?
         };
-        self.to_upstream(parts, body, to, client)
+        self.to_upstream(parts, head.spelling, body, to, client)
     }
 
     /// The answer of an upstream to a request that passed the gate and whose target
@@ -88,13 +88,14 @@ impl Service {
     pub(super) fn to_upstream(
         &self,
         mut parts: Parts,
+        spelling: Spelling,
         body: Incoming,
         to: Outbound,
         client: &Rc<ClientConnection>,
     ) -> Result<Coming<'_>, ProxyError> {
         Ok(match count_hop(&mut parts)? {
             Some(answer) => Box::pin(ready(Ok(answer))),
-            None => Box::pin(Exchange::new(&self.proxy, parts, body, to, client).run()),
+            None => Box::pin(Exchange::new(&self.proxy, parts, spelling, body, to, client).run()),
         })
     }
 
@@ -188,22 +189,22 @@ impl Proxy {
     }
 }
 
-/// The pieces of a request that `client` has sent, and what it is about, if it
-/// passes the gate.
+/// The pieces of a request that `client` has sent, and what is known of its head,
+/// if it passes the gate.
 ///
 /// # Errors
 ///
 /// What is wrong with its `head`, as it came or as the gate sees it.
 pub(super) fn passed(
     request: Request<Incoming>,
-    head: Result<Subject, ProxyError>,
+    head: Result<Head, ProxyError>,
     client: &ClientConnection,
-) -> Result<(Parts, Incoming, Subject), ProxyError> {
+) -> Result<(Parts, Incoming, Head), ProxyError> {
     let (parts, body) = request.into_parts();
     client.request_came(&parts, &body);
-    let subject = head?;
+    let head = head?;
     gate::check(&parts)?;
-    Ok((parts, body, subject))
+    Ok((parts, body, head))
 }
 
 pub(super) fn route_of(method: &Method, uri: &Uri) -> Route {

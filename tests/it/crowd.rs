@@ -145,7 +145,7 @@ async fn body_that_was_read_ahead_is_whole_and_can_be_sent_again() {
     let response = session.wire.response("POST").await;
     assert_eq!(response.status, 200, "{response:?}");
     assert_eq!(response.body, [&b"first "[..], &large].concat());
-    assert_eq!(response.trailers, [("X-Sum".to_owned(), "1".to_owned())]);
+    assert_eq!(response.trailers, [("x-sum".to_owned(), "1".to_owned())]);
     assert_eq!(world.origin.requests_for(ECHO).len(), 2);
 }
 
