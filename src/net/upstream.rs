@@ -306,39 +306,42 @@ where
     /// # Errors
     ///
     /// [`SendError`].
-    pub async fn send(
+    pub fn send(
         mut self,
         request: Request<B>,
         spelling: &Spelling,
         again: impl FnOnce() -> Option<Request<B>>,
-    ) -> Result<Response<PooledBody<B>>, SendError> {
+    ) -> impl Future<Output = Result<Response<PooledBody<B>>, SendError>> {
         let mut request = self.seated(request);
         let mut again = Some(again);
-        loop {
-            // Where one that rested was closed, the others may be, too.
-            let (mut connection, reused) = self.next_connection(again.is_some()).await?;
-            self.seat.uses(connection.task.abort_handle());
-            connection.heads.await_answer(spelling.clone());
-            let sent = connection.sender.try_send_request(request);
-            let connection = self.connection.insert(connection);
-            let sent = sent.await;
-            let spelling = connection.heads.take_answer();
-            let mut failure = match sent {
-                Ok(response) => return Ok(PooledBody::of(response, spelling, self)),
-                Err(_) if self.seat.is_given_away() => return Err(SendError::TooSlow),
-                Err(failure) => failure,
-            };
-            let (unsent, error) = (failure.take_message(), failure.into_error());
-            request = match unsent {
-                Some(unsent) if reused => unsent,
-                _ if reused && is_closed(&error) => {
-                    let repeated = again.take().and_then(|again| again()).ok_or(error)?;
-                    let path = repeated.uri().path();
-                    debug!(http.target = path, "request sent again on a fresh connection");
-                    self.seated(repeated)
-                }
-                _ => return Err(error.into()),
-            };
+        // An async function would have what it is given twice.
+        async move {
+            loop {
+                // Where one that rested was closed, the others may be, too.
+                let (mut connection, reused) = self.next_connection(again.is_some()).await?;
+                self.seat.uses(connection.task.abort_handle());
+                connection.heads.await_answer(spelling.clone());
+                let sent = connection.sender.try_send_request(request);
+                let connection = self.connection.insert(connection);
+                let sent = sent.await;
+                let spelling = connection.heads.take_answer();
+                let mut failure = match sent {
+                    Ok(response) => return Ok(PooledBody::of(response, spelling, self)),
+                    Err(_) if self.seat.is_given_away() => return Err(SendError::TooSlow),
+                    Err(failure) => failure,
+                };
+                let (unsent, error) = (failure.take_message(), failure.into_error());
+                request = match unsent {
+                    Some(unsent) if reused => unsent,
+                    _ if reused && is_closed(&error) => {
+                        let repeated = again.take().and_then(|again| again()).ok_or(error)?;
+                        let path = repeated.uri().path();
+                        debug!(http.target = path, "request sent again on a fresh connection");
+                        self.seated(repeated)
+                    }
+                    _ => return Err(error.into()),
+                };
+            }
         }
     }
 

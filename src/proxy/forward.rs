@@ -27,6 +27,7 @@ use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
 use super::service::{Answer, ClientConnection, Next};
 use super::tunnel::Switched;
+use super::way::Coming;
 use super::{Proxy, Settings};
 use crate::hints::{Hint, Hints};
 use crate::metrics::{Limit, ReplayOutcome};
@@ -164,6 +165,8 @@ pub(super) struct Exchange<'a> {
     /// How the names of its fields are spelled.
     spelling: Spelling,
     body: Replay,
+    /// Its `Expect` asks for a 100.
+    expects_continue: bool,
     /// When it came; whether the client's own token lives is judged by that.
     came: Timestamp,
     credentials: Credentials,
@@ -194,27 +197,36 @@ impl<'a> Exchange<'a> {
         let (limit, replayable) = (proxy.settings.replay_body, credentials != Credentials::Keep);
         let body = Replay::new(body, limit, replayable, &proxy.memory);
         let upgrade = upgrade_of(&mut parts).filter(|_| !body.is_any());
-        let (client, deadline) = (Rc::clone(client), Deadline::default());
-        Self { proxy, to, parts, spelling, body, came, credentials, upgrade, client, deadline }
+        Self {
+            proxy,
+            to,
+            expects_continue: expects_continue(&parts.headers),
+            parts,
+            spelling,
+            body,
+            came,
+            credentials,
+            upgrade,
+            client: Rc::clone(client),
+            deadline: Deadline::default(),
+        }
     }
 
-    /// Forwards the request and returns the answer.
-    ///
-    /// # Errors
-    ///
-    /// [`ProxyError`]: no answer came about, or the request's hold ended.
-    pub(super) async fn run(mut self) -> Result<Answer, ProxyError> {
-        let answer = self.answer().await;
-        let UpstreamKey { host, reach, .. } = self.to.upstream.key();
-        if let (Reach::Client, Err(ProxyError::Dial(error))) = (reach, &answer) {
-            self.proxy.hint_at_local(host, error);
-        }
-        if expectant(&self.parts) && self.body.is_untouched() {
-            self.body.abandon();
-        } else {
-            self.client.body_asked_for();
-        }
-        answer
+    /// Forwards the request.
+    pub(super) fn run(mut self) -> Coming<'a> {
+        Box::pin(async move {
+            let answer = self.answer().await;
+            let UpstreamKey { host, reach, .. } = self.to.upstream.key();
+            if let (Reach::Client, Err(ProxyError::Dial(error))) = (reach, &answer) {
+                self.proxy.hint_at_local(host, error);
+            }
+            if self.waits() {
+                self.body.abandon();
+            } else {
+                self.client.body_asked_for();
+            }
+            answer
+        })
     }
 
     async fn answer(&mut self) -> Result<Answer, ProxyError> {
@@ -390,6 +402,12 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Whether the client waits to be asked for its body.
+    fn waits(&self) -> bool {
+        let is_told = self.expects_continue && self.parts.version == Version::HTTP_11;
+        is_told && self.body.is_untouched()
+    }
+
     fn is_safe(&self) -> bool {
         self.parts.method.is_safe() && !self.body.is_any()
     }
@@ -415,8 +433,8 @@ impl<'a> Exchange<'a> {
 
     /// The request as the upstream gets it.
     fn request(&self, with: Option<&Published>) -> Request<ReplayBody> {
-        let waits = expectant(&self.parts) && self.body.is_untouched();
-        let expect = waits || !expects_continue(&self.parts.headers);
+        let waits = self.waits();
+        let expect = waits || !self.expects_continue;
         let mut request = Request::new(self.body.body());
         *request.method_mut() = self.parts.method.clone();
         *request.uri_mut() = self.parts.uri.clone();

@@ -57,6 +57,9 @@ const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 /// lead requests past the gate.
 const WEBSOCKET: &str = "websocket";
 
+/// Fields of most answers, at most.
+const USUAL_FIELDS: usize = 11;
+
 /// What becomes of the client's credentials.
 pub(super) struct Rewrite<'a> {
     /// The token to put in; `None`: credentials stay as they are.
@@ -77,7 +80,8 @@ pub(super) struct Rewrite<'a> {
 
 /// The fields of a request as the upstream gets them.
 pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap {
-    let mut to = HeaderMap::with_capacity(from.len() + 1);
+    // hyper takes the same one for the answer, whose fields are more as a rule.
+    let mut to = HeaderMap::with_capacity(from.len().max(USUAL_FIELDS) + 1);
     let named = Named::of(from);
     for (name, value) in from {
         if named.stops(name) {

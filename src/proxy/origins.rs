@@ -18,6 +18,8 @@ pub struct Origins(Vec<Entry>);
 
 struct Entry {
     origin: ApiOrigin,
+    /// `host:port`
+    address: String,
     host_field: HeaderValue,
 }
 
@@ -29,7 +31,8 @@ impl Origins {
     /// A host that no field can hold.
     pub fn new(origins: Vec<ApiOrigin>) -> Result<Self, InvalidHeaderValue> {
         let entry = |origin: ApiOrigin| {
-            Ok(Entry { host_field: HeaderValue::try_from(origin.authority())?, origin })
+            let address = format!("{}:{}", origin.host, origin.port);
+            Ok(Entry { host_field: HeaderValue::try_from(origin.authority())?, address, origin })
         };
         Ok(Self(origins.into_iter().map(entry).collect::<Result<_, _>>()?))
     }
@@ -43,6 +46,14 @@ impl Origins {
     pub(super) fn by_address(&self, host: &str, port: u16) -> Option<usize> {
         let exact = self.position(|origin| origin.host == host && origin.port == port);
         exact.or_else(|| self.by_host(host).filter(|_| port == PLAIN_PORT))
+    }
+
+    /// The origin that `authority` leads to, if it is spelled as nearly all spell it:
+    /// what needs no normalizing is found for less.
+    pub(super) fn by_plain(&self, authority: &Authority, default_port: u16) -> Option<usize> {
+        let text = authority.as_str();
+        let with_port = self.0.iter().position(|entry| entry.address == text);
+        with_port.or_else(|| self.by_address(text, default_port))
     }
 
     /// The origin that `host` (normalized) alone leads to: the one on the port
@@ -106,6 +117,20 @@ mod tests {
         assert_eq!(origins().by_address("agr.test", 8443), None);
         assert_eq!(origins().by_address("gate.test", 8443), Some(2));
         assert_eq!(origins().by_address("www.test", 443), None);
+    }
+
+    #[test]
+    fn what_is_plain_leads_where_its_host_and_port_do() {
+        let by_plain = |text: &'static str, default_port| {
+            origins().by_plain(&Authority::from_static(text), default_port)
+        };
+        assert_eq!(by_plain("agr.test", 443), Some(0));
+        assert_eq!(by_plain("agr.test", 80), Some(0));
+        assert_eq!(by_plain("agr.test:443", 80), Some(0));
+        assert_eq!(by_plain("gate.test:8443", 80), Some(2));
+        for not_plain in ["agr.test:8443", "AGR.test", "agr.test.", "agr.test:", "x@agr.test"] {
+            assert_eq!(by_plain(not_plain, 443), None, "{not_plain}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::forward::expectant;
 use super::head::{Head, HeadWatch, Inspected, Resettable};
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
-use super::tunnel::Switched;
+use super::tunnel::{Switched, Tunnels};
 use super::watch::{Answering, Watch, Watches};
 use super::way::{Coming, route_of};
 use crate::metrics::{Limit, Route, Shard};
@@ -74,6 +74,7 @@ pub struct Service {
     api: Vec<Rc<Upstream<ReplayBody>>>,
     others: RefCell<HashMap<UpstreamKey, Rc<Upstream<ReplayBody>>>>,
     watches: Watches,
+    pub(super) tunnels: Tunnels,
 }
 
 /// A client's connection as its requests see it.
@@ -198,6 +199,7 @@ impl Service {
             api: Vec::new(),
             others: RefCell::default(),
             watches: Watches::default(),
+            tunnels: Tunnels::default(),
         };
         for origin in proxy.origins.iter() {
             let key = UpstreamKey {
@@ -406,6 +408,7 @@ impl Service {
         loop {
             ticks.tick().await;
             self.watches.look();
+            self.tunnels.look(self.worker.drain.is_cancelled());
             self.api.iter().for_each(|upstream| upstream.close_idle());
             self.others.borrow_mut().retain(|_, upstream| {
                 upstream.close_idle();

@@ -1,18 +1,18 @@
 //! The way to any other host, and of a connection that has switched its
 //! protocol: bytes are copied both ways, nothing is parsed.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::{AbortHandle, Abortable, Aborted};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional_with_sizes;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::io::InspectReader;
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::head::Resettable;
@@ -38,6 +38,43 @@ pub(super) struct Switched {
     pub(super) place: Option<Place<ReplayBody>>,
 }
 
+/// The tunnels of one worker. Like other connections they have no timers of their
+/// own: one look a second finds those that have rested for too long.
+#[derive(Default)]
+pub(super) struct Tunnels(RefCell<Vec<Rc<Tunnel>>>);
+
+/// What is known of one.
+struct Tunnel {
+    /// Bytes have come since the last look.
+    moved: Cell<bool>,
+    rests_since: Cell<Instant>,
+    end: AbortHandle,
+}
+
+impl Tunnels {
+    fn open(&self, end: AbortHandle) -> Rc<Tunnel> {
+        let (moved, rests_since) = (Cell::new(false), Cell::new(Instant::now()));
+        let tunnel = Rc::new(Tunnel { moved, rests_since, end });
+        self.0.borrow_mut().push(Rc::clone(&tunnel));
+        tunnel
+    }
+
+    /// Ends the tunnels that have rested for as long as they may, and forgets those
+    /// that have ended.
+    pub(super) fn look(&self, drains: bool) {
+        let limit = if drains { DRAIN_IDLE_LIMIT } else { IDLE_LIMIT };
+        let now = Instant::now();
+        self.0.borrow_mut().retain(|tunnel| {
+            if tunnel.moved.take() {
+                tunnel.rests_since.set(now);
+            } else if now - tunnel.rests_since.get() >= limit {
+                tunnel.end.abort();
+            }
+            Rc::strong_count(tunnel) > 1
+        });
+    }
+}
+
 impl Service {
     /// Copies between the two sides of a connection that has switched to
     /// another protocol.
@@ -45,14 +82,14 @@ impl Service {
         let Switched { upstream, place } = switched;
         match tokio::try_join!(client, upstream) {
             Ok((client, upstream)) => {
-                let last = Cell::new(Instant::now());
-                // What moves was read from one of the two.
-                let note = |_: &[u8]| last.set(Instant::now());
-                let mut client = InspectReader::new(TokioIo::new(client), note);
-                let mut upstream = InspectReader::new(TokioIo::new(upstream), note);
-                let copy =
-                    copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER);
-                self.tunnel(pin!(copy), &last).await;
+                self.tunnel(async |tunnel| {
+                    // What moves was read from one of the two.
+                    let note = |_: &[u8]| tunnel.moved.set(true);
+                    let mut client = InspectReader::new(TokioIo::new(client), note);
+                    let mut upstream = InspectReader::new(TokioIo::new(upstream), note);
+                    copy_bidirectional_with_sizes(&mut client, &mut upstream, BUFFER, BUFFER).await
+                })
+                .await;
             }
             Err(error) => debug!(%error, "protocol was not switched"),
         }
@@ -63,32 +100,29 @@ impl Service {
     /// both sides: neither must take it for the other's end.
     pub(super) async fn tunnel_to(&self, client: Rewound, mut upstream: TcpStream) {
         let (early, mut client) = client.into_parts();
-        let last = Cell::new(Instant::now());
-        let moved = || last.set(Instant::now());
-        let relayed = relay(&mut client, &early, &mut upstream, &moved);
-        let ended = self.tunnel(pin!(relayed), &last).await;
+        let ended = self
+            .tunnel(async |tunnel| {
+                relay(&mut client, &early, &mut upstream, &|| tunnel.moved.set(true)).await
+            })
+            .await;
         if !ended {
             client.reset();
             upstream.reset();
         }
     }
 
-    /// Runs `tunnel`, which moved its `last` bytes then, until both sides have
-    /// ended, which is `true`, or nothing moves any more.
-    async fn tunnel(
-        &self,
-        mut tunnel: Pin<&mut impl Future<Output = io::Result<(u64, u64)>>>,
-        last: &Cell<Instant>,
-    ) -> bool {
-        tokio::select! {
-            ended = tunnel.as_mut() => match ended {
-                Ok((up, down)) => {
-                    debug!(up, down, "tunnel ended");
-                    return true;
-                }
-                Err(error) => debug!(%error, "tunnel broke"),
-            },
-            () = rest(last, self.drain()) => {
+    /// Runs what `copies` between two sides, until both have ended, which is `true`,
+    /// or nothing moves any more.
+    async fn tunnel(&self, copies: impl AsyncFnOnce(&Tunnel) -> io::Result<(u64, u64)>) -> bool {
+        let (end, ended) = AbortHandle::new_pair();
+        let tunnel = self.tunnels.open(end);
+        match Abortable::new(copies(&tunnel), ended).await {
+            Ok(Ok((up, down))) => {
+                debug!(up, down, "tunnel ended");
+                return true;
+            }
+            Ok(Err(error)) => debug!(%error, "tunnel broke"),
+            Err(Aborted) => {
                 if !self.drain().is_cancelled() {
                     self.proxy.metrics.limited(Limit::TunnelIdle);
                 }
@@ -97,18 +131,4 @@ impl Service {
         }
         false
     }
-}
-
-/// Ends when nothing has moved for as long as a tunnel may rest.
-async fn rest(last: &Cell<Instant>, drain: &CancellationToken) {
-    let idle_for = |limit| async move {
-        while last.get().elapsed() < limit {
-            sleep_until(last.get() + limit).await;
-        }
-    };
-    tokio::select! {
-        () = idle_for(IDLE_LIMIT) => return,
-        () = drain.cancelled() => {}
-    }
-    idle_for(DRAIN_IDLE_LIMIT).await;
 }

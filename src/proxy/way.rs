@@ -95,7 +95,7 @@ impl Service {
     ) -> Result<Coming<'_>, ProxyError> {
         Ok(match count_hop(&mut parts)? {
             Some(answer) => Box::pin(ready(Ok(answer))),
-            None => Box::pin(Exchange::new(&self.proxy, parts, spelling, body, to, client).run()),
+            None => Exchange::new(&self.proxy, parts, spelling, body, to, client).run(),
         })
     }
 
@@ -111,6 +111,10 @@ impl Service {
         parts.uri = subject.target(&uri);
         let tls = uri.scheme_str() == Some("https");
         let default_port = if tls { 443 } else { 80 };
+        let plain = |authority| self.proxy.origins.by_plain(authority, default_port);
+        if let Some(origin) = uri.authority().and_then(plain) {
+            return Ok(self.to_api(origin));
+        }
         let Some((host, port)) = address_of(&uri, Some(default_port)) else {
             return Err(ProxyError::BadRequest("the target names no host"));
         };
