@@ -277,18 +277,18 @@ impl<I: Resettable> Inspected<I> {
         // The last line end may be cut in two.
         let from = known.saturating_sub(2);
         let end = end_of_head(&self.partial[from..]).map(|end| from + end);
+        let head = &self.partial[..end.unwrap_or(self.partial.len())];
+        let too_many = if self.line_ends > MAX_FIELDS { beyond_fields(head) } else { None };
+        if let Some(cut) = too_many.and_then(|cut| cut.checked_sub(known)) {
+            self.partial = Vec::new();
+            self.tell(Oddity::TooLarge, Due::Body(0));
+            return end_at(cut, bytes);
+        }
         if end.is_none() && self.partial.len() > MAX_HEAD {
             // hyper may take as much again before it refuses the rest.
             self.partial = Vec::new();
             self.tell(Oddity::TooLarge, Due::Anything);
             return bytes.len();
-        }
-        let too_many =
-            if self.line_ends > MAX_FIELDS { beyond_fields(&self.partial) } else { None };
-        if let Some(cut) = too_many.and_then(|cut| cut.checked_sub(known)) {
-            self.partial = Vec::new();
-            self.tell(Oddity::TooLarge, Due::Body(0));
-            return end_at(cut, bytes);
         }
         let Some(end) = end else {
             return bytes.len();
@@ -685,6 +685,11 @@ mod tests {
                 let seen = if too_many { most.clone() + "\n" } else { head.clone() };
                 assert_eq!(read, seen, "{cut}");
             }
+            // What follows does not count.
+            let next = "a\n\n".repeat(MAX_FIELDS);
+            let mut stage = Stage::new(&[&head[..30], &format!("{}{next}", &head[30..])], 1 << 20);
+            stage.read().await;
+            assert_eq!(stage.head.take().is_err(), too_many);
             let bytes: Vec<_> = head.split_inclusive(|_| true).collect();
             let mut stage = Stage::new(&bytes, 1 << 20);
             stage.read().await;
