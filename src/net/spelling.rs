@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::head::{end_of_head, is_blank, lines, name_of};
@@ -106,13 +107,13 @@ fn title_case(name: &mut [u8]) {
 struct Known<'a> {
     /// Lines that were not looked at.
     lines: &'a [u8],
-    /// Those that were, and had another name.
-    left: Vec<&'a [u8]>,
+    /// Those that were, and had another name: those that are not passed on, as a rule.
+    left: SmallVec<[&'a [u8]; 4]>,
 }
 
 impl<'a> Known<'a> {
     fn of(head: &'a [u8]) -> Self {
-        let mut known = Self { lines: head, left: Vec::new() };
+        let mut known = Self { lines: head, left: SmallVec::new() };
         known.next_line();
         known
     }

@@ -21,7 +21,7 @@ use super::credentials::{OwnCookies, OwnToken, has_token_cookie};
 use super::error::{PROXY_STATUS, PassedOn, ProxyError, mark_passed_on};
 use super::headers::{
     Rewrite, expects_continue, for_client, for_switching_client, for_upstream, has_one_length,
-    is_coding_known, switches_to_websocket,
+    is_coding_known, switches_to_websocket, take_back,
 };
 use super::hold::Deadline;
 use super::replay::{Replay, ReplayBody};
@@ -225,6 +225,7 @@ impl<'a> Exchange<'a> {
             } else {
                 self.client.body_asked_for();
             }
+            take_back(self.parts.headers);
             answer
         })
     }

@@ -10,6 +10,8 @@
 //! - Nothing is added but `Authorization`, and where the token needs it, the
 //!   clearance: its cookies and user-agent.
 
+use std::cell::RefCell;
+
 use http::header::{
     AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
     COOKIE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHENTICATE,
@@ -57,8 +59,15 @@ const UPGRADE_OPTION: HeaderValue = HeaderValue::from_static("Upgrade");
 /// lead requests past the gate.
 const WEBSOCKET: &str = "websocket";
 
-/// Fields of most answers, at most.
-const USUAL_FIELDS: usize = 11;
+/// Maps that a worker keeps for the next requests.
+const MOST_SPARE: usize = 64;
+
+/// Fields that such a map may have had.
+const MOST_SPARE_FIELDS: usize = 48;
+
+thread_local! {
+    static SPARE: RefCell<Vec<HeaderMap>> = const { RefCell::new(Vec::new()) };
+}
 
 /// What becomes of the client's credentials.
 pub(super) struct Rewrite<'a> {
@@ -80,8 +89,8 @@ pub(super) struct Rewrite<'a> {
 
 /// The fields of a request as the upstream gets them.
 pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap {
-    // hyper takes the same one for the answer, whose fields are more as a rule.
-    let mut to = HeaderMap::with_capacity(from.len().max(USUAL_FIELDS) + 1);
+    let mut to = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    to.reserve(from.len() + 1);
     let named = Named::of(from);
     for (name, value) in from {
         if named.stops(name) {
@@ -121,6 +130,16 @@ pub(super) fn for_upstream(from: &HeaderMap, rewrite: &Rewrite<'_>) -> HeaderMap
         show(clearance, from, rewrite.own, &mut to);
     }
     to
+}
+
+/// Takes back the fields of a request that is over: their map will do for another.
+pub(super) fn take_back(mut fields: HeaderMap) {
+    SPARE.with_borrow_mut(|spare| {
+        if spare.len() < MOST_SPARE && fields.capacity() <= MOST_SPARE_FIELDS {
+            fields.clear();
+            spare.push(fields);
+        }
+    });
 }
 
 /// Puts the clearance in, each field where the client has its own.
