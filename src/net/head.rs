@@ -17,15 +17,8 @@ pub fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     memchr::memchr_iter(b'\n', head).map(move |at| &head[std::mem::replace(&mut from, at + 1)..at])
 }
 
-/// Whether `line` is the empty one that ends a head.
+/// Whether `line`, with or without its line feed, is the empty one that ends a head.
 #[must_use]
 pub fn is_blank(line: &[u8]) -> bool {
-    matches!(line, b"" | b"\r")
-}
-
-/// The name of the field in `line`; `None` where there is none.
-#[must_use]
-pub(super) fn name_of(line: &[u8]) -> Option<&[u8]> {
-    // So short a way is gone faster step by step.
-    line.iter().position(|byte| *byte == b':').map(|colon| &line[..colon])
+    matches!(line, b"" | b"\r" | b"\n" | b"\r\n")
 }

@@ -24,7 +24,7 @@ use std::task::{Context, Poll, ready};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::head::{end_of_head, is_blank, lines, name_of};
+use super::head::{end_of_head, is_blank, lines};
 
 /// Longest head of an answer whose spelling is kept if it comes in pieces.
 const MAX_PARTIAL: usize = 64 * 1024;
@@ -64,18 +64,15 @@ impl Spelling {
     fn respell(&self, heads: &[u8]) -> Vec<u8> {
         let mut known = Known::of(self.head.as_deref().unwrap_or_default());
         let mut respelled = heads.to_vec();
-        let (mut line_at, mut is_start_line) = (0, true);
-        for line in lines(heads) {
-            let out = &mut respelled[line_at..];
-            if is_start_line {
-            } else if let Some(name) = known.take(line) {
-                out[..name.len()].copy_from_slice(name);
-            } else if let Some(name) = name_of(line) {
-                title_case(&mut out[..name.len()]);
-            }
+        let (mut rest, mut is_start_line) = (&mut respelled[..], true);
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let (line, behind) = rest.split_at_mut(end + 1);
             // Another head may follow.
-            is_start_line = is_blank(line);
-            line_at += line.len() + 1;
+            let is_last = is_blank(line);
+            if !is_start_line && !is_last {
+                known.respell(line);
+            }
+            (rest, is_start_line) = (behind, is_last);
         }
         respelled
     }
@@ -90,7 +87,8 @@ impl fmt::Debug for Spelling {
 }
 
 fn names_of(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    lines(head).skip(1).filter_map(name_of).take(MOST_FIELDS)
+    let name = |line: &[u8]| line.iter().position(|byte| *byte == b':');
+    lines(head).skip(1).filter_map(move |line| Some(&line[..name(line)?])).take(MOST_FIELDS)
 }
 
 fn title_case(name: &mut [u8]) {
@@ -118,6 +116,15 @@ impl<'a> Known<'a> {
         known
     }
 
+    /// Puts the name in `line` into its spelling, or else into Title-Case.
+    fn respell(&mut self, line: &mut [u8]) {
+        if let Some(name) = self.take(line) {
+            line[..name.len()].copy_from_slice(name);
+        } else if let Some(colon) = line.iter().position(|byte| *byte == b':') {
+            title_case(&mut line[..colon]);
+        }
+    }
+
     /// Takes the first name that is the one in `line`, but for its spelling. Of a name
     /// that the head has several times, the values keep their order on their way.
     fn take(&mut self, line: &[u8]) -> Option<&'a [u8]> {
@@ -127,36 +134,39 @@ impl<'a> Known<'a> {
                 return Some(name);
             }
         }
-        while let Some(known) = self.next_line() {
-            match same_name(line, known) {
-                Some(name) => return Some(name),
-                None => self.left.push(known),
+        loop {
+            if let Some(name) = same_name(line, self.lines) {
+                // Most lines are as they were.
+                match self.lines.split_at_checked(line.len()) {
+                    Some((same, rest)) if same[name.len()..] == line[name.len()..] => {
+                        self.lines = rest;
+                    }
+                    _ => drop(self.next_line()),
+                }
+                return Some(name);
             }
+            let other = self.next_line()?;
+            self.left.push(other);
         }
-        None
     }
 
     fn next_line(&mut self) -> Option<&'a [u8]> {
         let end = memchr::memchr(b'\n', self.lines)?;
-        let (line, rest) = self.lines.split_at(end);
-        self.lines = &rest[1..];
+        let (line, rest) = self.lines.split_at(end + 1);
+        self.lines = rest;
         Some(line)
     }
 }
 
-/// The name in `known`, if it is that in `line` but for its spelling, which is lower
-/// case there.
+/// The name that `known` begins with, if it is the one that `line` does, but for its
+/// spelling, which is lower case there.
 fn same_name<'a>(line: &[u8], known: &'a [u8]) -> Option<&'a [u8]> {
-    for (at, (byte, known_byte)) in line.iter().zip(known).enumerate() {
-        if byte == known_byte {
-            if *byte == b':' {
-                return Some(&known[..at]);
-            }
-        } else if !byte.is_ascii_lowercase() || *byte != known_byte.to_ascii_lowercase() {
-            return None;
-        }
-    }
-    None
+    let ends = |(byte, known): (&u8, &u8)| {
+        let same = byte == known || byte.is_ascii_lowercase() && *byte == known | 0x20;
+        !same || *byte == b':'
+    };
+    let end = line.iter().zip(known).position(ends)?;
+    (known[end] == b':' && line[end] == b':').then(|| &known[..end])
 }
 
 /// Where a spelling waits for whoever needs it. Used by one thread; `Sync` since

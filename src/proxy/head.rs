@@ -255,8 +255,9 @@ impl<I: Resettable> Inspected<I> {
         }
         let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         let bytes = &mut bytes[blank..];
-        if let Some(end) = end_of_head(bytes) {
-            let passed = self.judge(&bytes[..end]).map_or(end, |cut| end_at(cut, bytes));
+        if let Some(head) = WholeHead::of(bytes) {
+            let end = head.end;
+            let passed = self.head_came(bytes, &head).map_or(end, |cut| end_at(cut, bytes));
             return blank + passed + self.look(&mut bytes[passed..]);
         }
         self.blanks += blank;
@@ -293,8 +294,10 @@ impl<I: Resettable> Inspected<I> {
         let Some(end) = end else {
             return bytes.len();
         };
-        let head = std::mem::take(&mut self.partial);
-        self.judge(&head[..end]);
+        let bytes_of_head = std::mem::take(&mut self.partial);
+        if let Some(head) = WholeHead::of(&bytes_of_head) {
+            self.head_came(&bytes_of_head, &head);
+        }
         let used = end - known;
         used + self.look(&mut bytes[used..])
     }
@@ -305,18 +308,18 @@ impl<I: Resettable> Inspected<I> {
         }
     }
 
-    /// Judges a whole head. Returns where hyper has to see it end, if not where it
-    /// does.
-    fn judge(&mut self, head: &[u8]) -> Option<usize> {
+    /// A head has come whole, with which `bytes` begin. Returns where hyper has to see it
+    /// end, if not where it does.
+    fn head_came(&mut self, bytes: &[u8], head: &WholeHead) -> Option<usize> {
         (self.blanks, self.line_ends) = (0, 0);
         self.reserved.release();
-        let Judgement { oddity, due, fields } = judge(head);
-        self.head.spelling.set(Some(Spelling::of(head)));
-        if fields > MAX_FIELDS {
+        let bytes = &bytes[..head.end];
+        self.head.spelling.set(Some(Spelling::of(bytes)));
+        if head.fields > MAX_FIELDS {
             self.tell(Oddity::TooLarge, Due::Body(0));
-            return beyond_fields(head);
+            return beyond_fields(bytes);
         }
-        self.tell(if head.len() > MAX_HEAD { Oddity::TooLarge } else { oddity }, due);
+        self.tell(if head.end > MAX_HEAD { Oddity::TooLarge } else { head.oddity }, head.due);
         None
     }
 
@@ -497,29 +500,43 @@ fn end_at(at: usize, bytes: &mut [u8]) -> usize {
     at + 1
 }
 
-struct Judgement {
-    oddity: Oddity,
-    /// What follows the head.
-    due: Due,
+/// What the bytes of a head say.
+struct WholeHead {
+    /// How many there are.
+    end: usize,
     fields: usize,
+    oddity: Oddity,
+    /// What follows it.
+    due: Due,
 }
 
-fn judge(head: &[u8]) -> Judgement {
-    let mut lines = lines(head);
-    let request_line = lines.next().unwrap_or_default().trim_ascii_end();
-    if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
-        return Judgement { oddity: Oddity::None, due: Due::Anything, fields: 0 };
+impl WholeHead {
+    /// What is known of the head that `bytes` begin with, if they hold all of it.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let mut lines = lines(bytes);
+        let request_line = lines.next()?;
+        let mut end = request_line.len() + 1;
+        let (mut fields, mut length, mut coding) = (0, None, false);
+        for line in lines {
+            end += line.len() + 1;
+            if is_blank(line) {
+                let (oddity, due) = judge(request_line.trim_ascii_end(), length, coding);
+                return Some(Self { end, fields, oddity, due });
+            }
+            fields += 1;
+            if matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
+                length = value_of(line, b"content-length:").or(length);
+                coding |= value_of(line, b"transfer-encoding:").is_some();
+            }
+        }
+        None
     }
-    let (mut length, mut coding, mut fields) = (None, false, 0);
-    for line in lines.take_while(|line| !is_blank(line)) {
-        fields += 1;
-        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
-            continue;
-        }
-        if let Some(value) = value_of(line, b"content-length:") {
-            length = Some(value);
-        }
-        coding |= value_of(line, b"transfer-encoding:").is_some();
+}
+
+/// What is odd about a head, and what follows it.
+fn judge(request_line: &[u8], length: Option<&[u8]>, coding: bool) -> (Oddity, Due) {
+    if !request_line.ends_with(b" HTTP/1.1") && !request_line.ends_with(b" HTTP/1.0") {
+        return (Oddity::None, Due::Anything);
     }
     let oddity = if memchr::memchr(b'#', request_line).is_some() {
         Oddity::Fragment
@@ -538,7 +555,7 @@ fn judge(head: &[u8]) -> Judgement {
             value.map_or(Due::Anything, Due::Body)
         }
     };
-    Judgement { oddity, due, fields }
+    (oddity, due)
 }
 
 /// Whether this is an OPTIONS with an absolute target that has neither a path
