@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 pub(super) const SIZE: usize = 32 * 1024;
 
 /// Buffers that a thread keeps for the next time.
-const MOST_SPARE: usize = 16;
+const MOST_SPARE: usize = 64;
 
 thread_local! {
     static SPARE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };

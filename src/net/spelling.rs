@@ -35,8 +35,9 @@ const MAX_WHOLE: usize = 2 * 1024;
 /// Fields of a head whose spelling is kept: no less than hyper takes.
 const MOST_FIELDS: usize = 128;
 
-/// Pieces of a body that may go out with a respelled head in one write.
-const MAX_PIECES: usize = 8;
+/// Pieces that go out in one write, a respelled head among them. hyper holds 16 of a
+/// body.
+const MAX_PIECES: usize = 17;
 
 /// How the names in a head are spelled; by default, in Title-Case.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -367,24 +368,25 @@ impl<S> Spelled<S> {
 struct Answer {
     /// `None`: not all of it has come.
     end: Option<usize>,
-    /// The line that says that the connection persists, where that goes without saying
+    /// The bytes that say that the connection persists, where that goes without saying
     /// (RFC 9112 §9.3). No client gets to see it, and to take it out of a `HeaderMap`
-    /// would take a new one.
+    /// would take a new one; blanks at the end of the field before it mean nothing (§5.1).
     persists: Option<Range<usize>>,
 }
 
 impl Answer {
     fn read(bytes: &[u8]) -> Self {
         let (mut at, mut persists) = (0, None);
-        for line in lines(bytes) {
+        for (number, line) in lines(bytes).enumerate() {
             let start = at;
             at += line.len() + 1;
             if is_blank(line) {
                 let persists = persists.filter(|_| bytes.starts_with(b"HTTP/1.1 "));
                 return Self { end: Some(at), persists };
             }
-            if line.eq_ignore_ascii_case(b"connection: keep-alive\r") {
-                persists = Some(start..at);
+            if number > 1 && line.eq_ignore_ascii_case(b"connection: keep-alive\r") {
+                let field_before = bytes[..start].trim_ascii_end();
+                persists = Some(field_before.len()..start + line.len() - 1);
             }
         }
         Self { end: None, persists: None }
@@ -408,9 +410,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Spelled<S> {
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         let read = &mut buf.filled_mut()[before..];
         if let Some(needless) = this.look(read) {
-            let left = read.len() - needless.len();
-            read.copy_within(needless.end.., needless.start);
-            buf.set_filled(before + left);
+            read[needless].fill(b' ');
         }
         Poll::Ready(Ok(()))
     }
@@ -663,15 +663,24 @@ mod tests {
     async fn that_a_connection_persists_is_kept_back_where_it_goes_without_saying() {
         let interim = "HTTP/1.1 103 Early Hints\r\nConnection: keep-alive\r\n\r\n\r\n";
         for before in ["", interim] {
-            for line in ["Connection: keep-alive\r\n", "connection: Keep-Alive\r\n"] {
-                let head =
-                    |line| format!("{before}HTTP/1.1 200 OK\r\nA: b\r\n{line}C: d\r\n\r\nbody");
-                assert_eq!(seen_by_hyper(&head(line)).await, head(""));
+            for line in ["Connection: keep-alive", "connection: Keep-Alive"] {
+                for field in ["A: b\r\n", "A: b\n", "A: \r\n", "A:\r\n"] {
+                    let head = |before: &str, line: &str, end: &str| {
+                        format!("{before}HTTP/1.1 200 OK\r\n{field}{line}{end}C: d\r\n\r\nbody")
+                    };
+                    let seen = seen_by_hyper(&head(before, line, "\r\n")).await;
+                    let unpadded: Vec<_> = seen.lines().map(str::trim_ascii_end).collect();
+                    let expected = head(before, "", "");
+                    let expected: Vec<_> = expected.lines().map(str::trim_ascii_end).collect();
+                    assert_eq!(unpadded, expected);
+                    assert_eq!(seen.len(), head(before, line, "\r\n").len());
+                }
             }
         }
         for answer in [
-            "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nConnection: keep-alive, x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.0 200 OK\r\nA: b\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\nConnection: keep-alive, x\r\n\r\n",
             "HTTP/1.1 200 OK\r\nX-Connection: keep-alive\r\n\r\nConnection: keep-alive\r\n",
         ] {
             assert_eq!(seen_by_hyper(answer).await, answer);
