@@ -151,7 +151,7 @@ fn keep_body(rounds: u64, bytes: usize) -> Duration {
                 read += black_box(frame)?.data_ref().map_or(0, Bytes::len);
             }
             assert_eq!(read, bytes);
-            Ok::<_, token_sidecar::proxy::bench::BodyError>(Response::new(String::new()))
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(Response::new(String::new()))
         }
     });
     let serve = async {

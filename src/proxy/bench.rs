@@ -1,6 +1,7 @@
 //! What the benches in `benches/` reach of the inside. Compiled for them alone,
 //! by the feature `bench`.
 
+use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::Bytes;
@@ -8,8 +9,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 use http_body::Body;
 use hyper::body::Incoming;
-
-pub use super::replay::BodyError;
 
 use super::forward::{Credentials, credentials_of, rewrite_of};
 use super::headers::{Rewrite, for_upstream};
@@ -60,6 +59,6 @@ pub fn kept_for_replay(
     source: Incoming,
     limit: usize,
     memory: &Memory,
-) -> impl Body<Data = Bytes, Error = BodyError> + use<> {
+) -> impl Body<Data = Bytes, Error = impl Error + Send + Sync + use<>> + use<> {
     Replay::new(source, limit, true, memory).body()
 }
