@@ -35,12 +35,12 @@ const MAX_WHOLE: usize = 2 * 1024;
 /// Fields of a head whose spelling is kept: no less than hyper takes.
 const MOST_FIELDS: usize = 128;
 
-/// Pieces that go out in one write, a respelled head among them. hyper holds 16 of a
-/// body.
-const MAX_PIECES: usize = 17;
+/// Pieces that go out in one write, a respelled head among them: as many as hyper gives.
+const MAX_PIECES: usize = 64;
 
 /// How the names in a head are spelled; by default, in Title-Case.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub struct Spelling {
     /// The head as it came, or the names alone, in lines of their own.
     head: Option<Arc<[u8]>>,
@@ -209,7 +209,6 @@ impl NextHead {
 /// The stream must tell hyper that it writes vectored: then hyper keeps heads in
 /// the first slice, without bytes of a body, and begins none while such bytes
 /// wait.
-#[derive(Debug)]
 pub struct Respelled {
     next: Arc<NextHead>,
     /// A respelled head, and how much of it is written; empty: all.
@@ -299,7 +298,6 @@ impl Heads {
 
 /// An upstream's stream: requests go out as they were spelled, and the spelling
 /// of answers is noted.
-#[derive(Debug)]
 pub(super) struct Spelled<S> {
     stream: S,
     heads: Arc<Heads>,
@@ -376,7 +374,7 @@ struct Answer {
 
 impl Answer {
     fn read(bytes: &[u8]) -> Self {
-        let (mut at, mut persists) = (0, None);
+        let (mut at, mut before, mut persists) = (0, &bytes[..0], None);
         for (number, line) in lines(bytes).enumerate() {
             let start = at;
             at += line.len() + 1;
@@ -385,12 +383,21 @@ impl Answer {
                 return Self { end: Some(at), persists };
             }
             if number > 1 && line.eq_ignore_ascii_case(b"connection: keep-alive\r") {
-                let field_before = bytes[..start].trim_ascii_end();
-                persists = Some(field_before.len()..start + line.len() - 1);
+                persists = end_of_field(before).map(|end| start - 1 - before.len() + end..at - 2);
             }
+            before = line;
         }
         Self { end: None, persists: None }
     }
+}
+
+/// Where the field in `line` ends, if it is a sound one: what is wrong with it, hyper must
+/// see.
+fn end_of_field(line: &[u8]) -> Option<usize> {
+    let field = line.strip_suffix(b"\r").unwrap_or(line);
+    let is_sound = field.first()?.is_ascii_alphanumeric()
+        && field.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    is_sound.then_some(field.len())
 }
 
 /// Whether another head follows this one (RFC 9110 §15.2).
@@ -679,6 +686,10 @@ mod tests {
         }
         for answer in [
             "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\n \r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n \t\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\r\r\nConnection: keep-alive\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nA: b\x0c\r\nConnection: keep-alive\r\n\r\n",
             "HTTP/1.0 200 OK\r\nA: b\r\nConnection: keep-alive\r\n\r\n",
             "HTTP/1.1 200 OK\r\nA: b\r\nConnection: keep-alive, x\r\n\r\n",
             "HTTP/1.1 200 OK\r\nX-Connection: keep-alive\r\n\r\nConnection: keep-alive\r\n",

@@ -42,6 +42,10 @@ use crate::metrics::{Metrics, Shard};
 /// usual limits of servers.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
+/// Fields in the head of another host's answer. The API's may have 100, which hyper
+/// takes by itself: for more it needs the heap, with each answer.
+const MAX_FIELDS_OF_OTHERS: usize = 256;
+
 /// Time for a connection that has just answered to become ready again.
 const READY_LIMIT: Duration = Duration::from_millis(100);
 
@@ -236,7 +240,11 @@ where
         let stream = self.dialer.stream(host, *port, *reach, *tls).await?;
         let heads = Arc::default();
         let stream = Spelled::new(stream, &heads);
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut http = http1::Builder::new();
+        if *reach == Reach::Client {
+            http.max_headers(MAX_FIELDS_OF_OTHERS);
+        }
+        let (sender, connection) = http.handshake(TokioIo::new(stream)).await?;
         let task = tokio::task::spawn_local(async move {
             if let Err(error) = connection.with_upgrades().await {
                 debug!(%error, "upstream connection ended");

@@ -247,6 +247,8 @@ mod tests {
         let expired = |personal| OwnToken::Expired { personal };
         check(&[], OwnToken::Absent);
         check(&[in_field("x")], OwnToken::Absent);
+        check(&[in_field(&login.replace('.', "%2E"))], OwnToken::Personal);
+        check(&[in_field(&login.replace('.', "%252e"))], OwnToken::Personal);
         check(&[in_field(&old)], expired(false));
         check(&[in_field(&old_login)], expired(true));
         check(&[in_field(&live)], OwnToken::Anonymous);

@@ -97,11 +97,6 @@ fn options_of_this_hop() -> Answer {
     answer
 }
 
-/// Whether the client waits to be asked for its body.
-pub(super) fn expectant(parts: &Parts) -> bool {
-    parts.version == Version::HTTP_11 && expects_continue(&parts.headers)
-}
-
 /// The way to the client's connection, if the request asks for WebSocket.
 fn upgrade_of(parts: &mut Parts) -> Option<OnUpgrade> {
     // hyper has put it there where the connection may be had.

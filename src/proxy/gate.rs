@@ -12,7 +12,8 @@ use http::{Method, Version};
 use super::error::ProxyError;
 use crate::config::is_address;
 
-/// Fields in the head of a request.
+/// Fields in the head of a request. hyper takes no more by itself, and `head` sees that it
+/// gets no more.
 pub(super) const MAX_FIELDS: usize = 100;
 
 /// Bytes of a head: its target and all its fields.

@@ -6,7 +6,9 @@
 //! bytes are looked at on their way to hyper.
 //!
 //! hyper gets one message at a time, so that each head is looked at: what
-//! came with an earlier request (pipelining) waits here for its answer.
+//! came with an earlier request (pipelining) waits here for its answer. A head with too
+//! many fields it gets without those, so that the client can be told; how names are
+//! spelled is kept for the upstream.
 
 use std::io;
 use std::pin::Pin;
@@ -190,6 +192,8 @@ enum Due {
     Chunks(Chunks),
     /// What hyper refuses.
     Anything,
+    /// The rest of what hyper got the beginning of: it must not see that.
+    Nothing,
 }
 
 impl<I: Resettable> Inspected<I> {
@@ -240,6 +244,7 @@ impl<I: Resettable> Inspected<I> {
             }
             Due::Chunks(chunks) => chunks.pass(bytes),
             Due::Anything => bytes.len(),
+            Due::Nothing => return 0,
         };
         let rest = &mut bytes[passed..];
         if rest.is_empty() || self.head.is_busy() {
@@ -282,7 +287,7 @@ impl<I: Resettable> Inspected<I> {
         let too_many = if self.line_ends > MAX_FIELDS { beyond_fields(head) } else { None };
         if let Some(cut) = too_many.and_then(|cut| cut.checked_sub(known)) {
             self.partial = Vec::new();
-            self.tell(Oddity::TooLarge, Due::Body(0));
+            self.tell(Oddity::TooLarge, Due::Nothing);
             return end_at(cut, bytes);
         }
         if end.is_none() && self.partial.len() > MAX_HEAD {
@@ -316,7 +321,7 @@ impl<I: Resettable> Inspected<I> {
         let bytes = &bytes[..head.end];
         self.head.spelling.set(Some(Spelling::of(bytes)));
         if head.fields > MAX_FIELDS {
-            self.tell(Oddity::TooLarge, Due::Body(0));
+            self.tell(Oddity::TooLarge, Due::Nothing);
             return beyond_fields(bytes);
         }
         self.tell(if head.end > MAX_HEAD { Oddity::TooLarge } else { head.oddity }, head.due);

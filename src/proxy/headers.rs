@@ -62,7 +62,7 @@ const WEBSOCKET: &str = "websocket";
 /// Maps that a worker keeps for the next requests.
 const MOST_SPARE: usize = 64;
 
-/// Fields that such a map may have had.
+/// Names that such a map may have room for.
 const MOST_SPARE_FIELDS: usize = 48;
 
 thread_local! {

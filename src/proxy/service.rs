@@ -27,8 +27,8 @@ use tracing::debug;
 use super::Proxy;
 use super::body::AnswerBody;
 use super::error::ProxyError;
-use super::forward::expectant;
 use super::head::{Head, HeadWatch, Inspected, Resettable};
+use super::headers::expects_continue;
 use super::intercept::{Rewound, Tunnelled};
 use super::replay::ReplayBody;
 use super::tunnel::{Switched, Tunnels};
@@ -94,8 +94,9 @@ impl ClientConnection {
     /// A request has come: notes whether the client waits to be asked for the
     /// body.
     pub(super) fn request_came(&self, parts: &Parts, body: &Incoming) {
+        let expectant = parts.version == Version::HTTP_11 && expects_continue(&parts.headers);
         // A body of a CONNECT is nobody's, and not waited for.
-        let waits = expectant(parts) || parts.method == Method::CONNECT;
+        let waits = expectant || parts.method == Method::CONNECT;
         self.waits.set(waits && !body.is_end_stream());
     }
 

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{AbortHandle, Abortable, Aborted};
@@ -25,9 +25,6 @@ use crate::net::{Place, relay};
 /// Longest rest of a tunnel in use.
 const IDLE_LIMIT: Duration = Duration::from_mins(10);
 
-/// Longest rest of a tunnel once the drain has begun.
-const DRAIN_IDLE_LIMIT: Duration = Duration::from_secs(1);
-
 /// Bytes of a switched connection that are copied at once, per direction.
 const BUFFER: usize = 16 * 1024;
 
@@ -41,11 +38,11 @@ pub(super) struct Switched {
 /// The tunnels of one worker. Like other connections they have no timers of their
 /// own: one look a second finds those that have rested for too long.
 #[derive(Default)]
-pub(super) struct Tunnels(RefCell<Vec<Rc<Tunnel>>>);
+pub(super) struct Tunnels(RefCell<Vec<Weak<Tunnel>>>);
 
 /// What is known of one.
 struct Tunnel {
-    /// Bytes have come since the last look.
+    /// It is new, or bytes have come since the last look.
     moved: Cell<bool>,
     rests_since: Cell<Instant>,
     end: AbortHandle,
@@ -53,24 +50,26 @@ struct Tunnel {
 
 impl Tunnels {
     fn open(&self, end: AbortHandle) -> Rc<Tunnel> {
-        let (moved, rests_since) = (Cell::new(false), Cell::new(Instant::now()));
+        let (moved, rests_since) = (Cell::new(true), Cell::new(Instant::now()));
         let tunnel = Rc::new(Tunnel { moved, rests_since, end });
-        self.0.borrow_mut().push(Rc::clone(&tunnel));
+        self.0.borrow_mut().push(Rc::downgrade(&tunnel));
         tunnel
     }
 
-    /// Ends the tunnels that have rested for as long as they may, and forgets those
-    /// that have ended.
+    /// Ends the tunnels that have rested for as long as they may, which is from one look
+    /// to the next once the drain has begun, and forgets those that have ended.
     pub(super) fn look(&self, drains: bool) {
-        let limit = if drains { DRAIN_IDLE_LIMIT } else { IDLE_LIMIT };
         let now = Instant::now();
         self.0.borrow_mut().retain(|tunnel| {
+            let Some(tunnel) = tunnel.upgrade() else {
+                return false;
+            };
             if tunnel.moved.take() {
                 tunnel.rests_since.set(now);
-            } else if now - tunnel.rests_since.get() >= limit {
+            } else if drains || now - tunnel.rests_since.get() >= IDLE_LIMIT {
                 tunnel.end.abort();
             }
-            Rc::strong_count(tunnel) > 1
+            true
         });
     }
 }
