@@ -30,7 +30,8 @@ use crate::metrics::Limit;
 
 /// Why a request body ended early.
 #[derive(Debug, Error)]
-pub(super) enum BodyError {
+#[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "the fuzz targets reach it"))]
+pub enum BodyError {
     /// The client broke off.
     #[error("the client's body broke off: {0}")]
     Client(#[from] hyper::Error),
@@ -91,7 +92,8 @@ impl Drop for Reserved {
 
 /// A request body on its way to the upstream. In a box: few requests have one, and
 /// each is moved many times.
-pub(super) struct ReplayBody(Option<Box<Sending>>);
+#[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "the fuzz targets reach it"))]
+pub struct ReplayBody(Option<Box<Sending>>);
 
 struct Sending {
     recording: Rc<Recording>,
