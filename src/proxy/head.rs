@@ -282,29 +282,32 @@ impl<I: Resettable> Inspected<I> {
         self.line_ends += memchr::memchr_iter(b'\n', bytes).count();
         // The last line end may be cut in two.
         let from = known.saturating_sub(2);
-        let end = end_of_head(&self.partial[from..]).map(|end| from + end);
-        let head = &self.partial[..end.unwrap_or(self.partial.len())];
-        let too_many = if self.line_ends > MAX_FIELDS { beyond_fields(head) } else { None };
-        if let Some(cut) = too_many.and_then(|cut| cut.checked_sub(known)) {
-            self.partial = Vec::new();
-            self.tell(Oddity::TooLarge, Due::Nothing);
-            return end_at(cut, bytes);
-        }
-        if end.is_none() && self.partial.len() > MAX_HEAD {
-            // hyper may take as much again before it refuses the rest.
-            self.partial = Vec::new();
-            self.tell(Oddity::TooLarge, Due::Anything);
-            return bytes.len();
-        }
-        let Some(end) = end else {
+        let Some(end) = end_of_head(&self.partial[from..]).map(|end| from + end) else {
+            let too_many = self.line_ends > MAX_FIELDS;
+            let cut = if too_many { beyond_fields(&self.partial) } else { None };
+            if let Some(cut) = cut.and_then(|cut| cut.checked_sub(known)) {
+                self.give_up(Due::Nothing);
+                return end_at(cut, bytes);
+            }
+            if self.partial.len() > MAX_HEAD {
+                // hyper may take as much again before it refuses the rest.
+                self.give_up(Due::Anything);
+            }
             return bytes.len();
         };
-        let bytes_of_head = std::mem::take(&mut self.partial);
-        if let Some(head) = WholeHead::of(&bytes_of_head) {
-            self.head_came(&bytes_of_head, &head);
+        let partial = std::mem::take(&mut self.partial);
+        let cut = WholeHead::of(&partial).and_then(|head| self.head_came(&partial, &head));
+        if let Some(cut) = cut.and_then(|cut| cut.checked_sub(known)) {
+            return end_at(cut, bytes);
         }
         let used = end - known;
         used + self.look(&mut bytes[used..])
+    }
+
+    /// The head that has begun is too large.
+    fn give_up(&mut self, due: Due) {
+        self.partial = Vec::new();
+        self.tell(Oddity::TooLarge, due);
     }
 
     fn reserve(&mut self, bytes: usize) {

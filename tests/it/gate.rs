@@ -229,6 +229,16 @@ async fn head_above_its_bounds_is_431() {
         let fields = "X-A: 1\r\n".repeat(count);
         let head = format!("GET /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n{fields}\r\n");
         check_is_refused(head, 431).await;
+        // Neither its length nor its body lead hyper astray, which sees no more of them.
+        let body = "GET /web/api/v2/smuggled HTTP/1.1\r\nHost: x\r\n\r\n";
+        for length in [&format!("Content-Length: {}", body.len()), "Expect: 100-continue"] {
+            for (first, last) in [(length.to_owned() + "\r\n", ""), (String::new(), length)] {
+                let head = format!(
+                    "POST /web/api/v2/x HTTP/1.1\r\nHost: {API}\r\n{first}{fields}{last}\r\n\r\n"
+                );
+                check_is_refused(head + body, 431).await;
+            }
+        }
     }
     let filler = "x".repeat(80 * 1024);
     check_is_refused(
