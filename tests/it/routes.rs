@@ -601,3 +601,25 @@ async fn options_without_a_path_is_about_the_host_as_a_whole() {
     assert_eq!(world.raw(asterisk).await.status, 200);
     assert_eq!(last_seen(&world.origin).1, "*");
 }
+
+#[tokio::test]
+async fn answers_of_the_api_have_100_fields_at_most_and_others_more() {
+    let answer = |count: usize| {
+        let fields = "X-A: 1\r\n".repeat(count - 1);
+        format!("HTTP/1.1 200 OK\r\n{fields}Content-Length: 0\r\n\r\n")
+    };
+    let (world, other) = world_with_other_host(false).await;
+    for (count, of_api, of_other) in
+        [(100, 200, 200), (101, 502, 200), (256, 502, 200), (257, 502, 502)]
+    {
+        let path = format!("/web/api/v2/{count}");
+        world.origin.script(&path, answer(count), true);
+        assert_eq!(world.get(&path).await.status, of_api, "{count}");
+        let path = format!("/{count}");
+        other.script(&path, answer(count), true);
+        let mut wire = world.wire().await;
+        let host = other.addr();
+        wire.send(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(wire.response("GET").await.status, of_other, "{count}");
+    }
+}
